@@ -1,0 +1,180 @@
+"""Text in and text out: what the LLM reads, what PSC reads, and what an answer's markup means.
+
+Runs on `tokenizers` alone, so the same code serves the PyTorch reference and the runtime.
+
+Markup in answers:
+    [SEG]                       one mask; its hidden state is the mask query.
+    <box>v:x0,y0,x1,y1</box>    one box inside view v (0 = the whole, 1.. = the crops in order), in
+                                thousandths of that view's side, so small things keep precision.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from geomag_edge.errors import BundleError, PromptError
+from geomag_edge.views import view_to_image
+
+SEG_TOKEN = "[SEG]"
+IMAGE_TOKEN = "<image>"
+MAX_PROMPT_CHARS = 20_000
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How prompts become ids; stored in the manifest as `prompt`.
+
+    Attributes:
+        template: what the LLM reads, with `<image>` and `{prompt}` once each.
+        bos_token_id: put first, or None.
+        eos_token_ids: any of them ends the answer.
+        seg_token_id: id of [SEG].
+        context: positions that the LLM has.
+        psc_context: longest prompt of the PSC tower, in ids.
+        psc_pad_to: PSC ids are padded to this length, or None.
+        psc_pad_id: the id used for that.
+    """
+
+    template: str
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    seg_token_id: int
+    context: int
+    psc_context: int
+    psc_pad_to: int | None = None
+    psc_pad_id: int = 0
+
+    def to_json(self) -> dict:
+        """The manifest's form."""
+        return asdict(self) | {"eos_token_ids": list(self.eos_token_ids)}
+
+    @classmethod
+    def from_json(cls, data: dict) -> PromptSettings:
+        """Reads the manifest's form."""
+        return cls(**(data | {"eos_token_ids": tuple(data["eos_token_ids"])}))
+
+
+class PromptCoder:
+    """Prompts -> ids for the LLM and for PSC; ids -> text."""
+
+    def __init__(self, settings: PromptSettings, text: Tokenizer, psc: Tokenizer):
+        self.settings, self.text, self.psc = settings, text, psc
+        for part in (IMAGE_TOKEN, "{prompt}"):
+            if settings.template.count(part) != 1:
+                raise BundleError(f"the prompt template must hold {part} exactly once")
+
+    @classmethod
+    def load(cls, settings: PromptSettings, text: Path, psc: Path) -> PromptCoder:
+        """Reads the two tokenizer.json files."""
+        return cls(settings, read_tokenizer(text), read_tokenizer(psc))
+
+    def check(self, prompt: str) -> str:
+        """The prompt without surrounding space.
+
+        Raises:
+            PromptError: not text, empty, or absurdly long.
+        """
+        if not isinstance(prompt, str):
+            raise PromptError(f"a prompt must be text, got {type(prompt).__name__}")
+        prompt = prompt.strip()
+        if not prompt:
+            raise PromptError("the prompt is empty: say what to look for")
+        if len(prompt) > MAX_PROMPT_CHARS:
+            raise PromptError(
+                f"the prompt has {len(prompt)} characters, the limit is {MAX_PROMPT_CHARS}"
+            )
+        return prompt
+
+    def around_image(self, prompt: str, answer_prefix: str = "") -> tuple[list[int], list[int]]:
+        """Ids before and after the visual tokens.
+
+        The prompt is read as plain text: `[SEG]` or `<image>` in it are words, not commands.
+        `answer_prefix` starts the model's answer for it and may hold markup.
+        """
+        before, after = self.settings.template.split(IMAGE_TOKEN)
+        if "{prompt}" in before:
+            lead, mid = before.split("{prompt}")
+            head = [*self._markup(lead), *self._plain(prompt), *self._markup(mid)]
+            tail = self._markup(after)
+        else:
+            lead, mid = after.split("{prompt}")
+            head = self._markup(before)
+            tail = [*self._markup(lead), *self._plain(prompt), *self._markup(mid)]
+        if self.settings.bos_token_id is not None:
+            head = [self.settings.bos_token_id, *head]
+        return head, tail + self._markup(answer_prefix)
+
+    def psc_ids(self, prompt: str) -> tuple[NDArray[np.int64], bool]:
+        """Ids [1,L] for the PSC tower, and whether the prompt had to be cut to its context."""
+        self.psc.encode_special_tokens = True
+        ids = self.psc.encode(prompt).ids
+        limit = self.settings.psc_context
+        cut = len(ids) > limit
+        if cut:
+            ids = [*ids[: limit - 1], ids[-1]]  # the end-of-text id stays last
+        pad_to = self.settings.psc_pad_to
+        if pad_to is not None:
+            ids = ids + [self.settings.psc_pad_id] * (pad_to - len(ids))
+        return np.array([ids], np.int64), cut
+
+    def _plain(self, text: str) -> list[int]:
+        self.text.encode_special_tokens = True
+        return self.text.encode(text, add_special_tokens=False).ids
+
+    def _markup(self, text: str) -> list[int]:
+        self.text.encode_special_tokens = False
+        return self.text.encode(text, add_special_tokens=False).ids if text else []
+
+    def decode(self, ids: list[int]) -> str:
+        """Ids -> text; [SEG] stays visible, ids outside the vocabulary and ends are left out."""
+        size = self.text.get_vocab_size()
+        known = [i for i in ids if i < size and i not in self.settings.eos_token_ids]
+        return self.text.decode(known, skip_special_tokens=False).strip()
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Reads a tokenizer.json.
+
+    Raises:
+        BundleError: missing or not a tokenizer.
+    """
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as e:
+        raise BundleError(f"cannot read the tokenizer {path}: {e}") from e
+
+
+_BOX = re.compile(r"<box>\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*</box>")
+
+
+def boxes_in(text: str, view_boxes: NDArray[np.float32], height: int, width: int) -> list[list]:
+    """The boxes that an answer names, in pixels of the image, clipped to it.
+
+    Args:
+        text: the answer.
+        view_boxes: f32[n,4], the view boxes in the order the model saw them, global first.
+        height, width: of the image.
+
+    Returns:
+        A list of [x0,y0,x1,y1] floats. A box of an unknown view, or with no area inside the
+        image, is left out: it points at nothing.
+    """
+    found = []
+    for match in _BOX.finditer(text):
+        view, *local = (int(x) for x in match.groups())
+        if view >= len(view_boxes):
+            continue
+        x0, y0, x1, y1 = view_to_image(
+            view_boxes[view].astype(float).tolist(), [v / 1000 for v in local]
+        )
+        x0, x1 = max(0.0, x0), min(float(width), x1)
+        y0, y1 = max(0.0, y0), min(float(height), y1)
+        if x1 > x0 and y1 > y0:
+            found.append([x0, y0, x1, y1])
+    return found

@@ -1,0 +1,143 @@
+"""`GeoMagForConditionalGeneration`: the towers and the parts between them, one checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from geomag_edge.errors import CheckpointError
+from geomag_edge.model.config import GeoMagConfig
+from geomag_edge.model.decoder import CachedDecoder
+from geomag_edge.model.encoder import GeoMagEncoder, init_encoder
+from geomag_edge.model.mask_head import GeoMagMaskHead
+from geomag_edge.model.projector import GeoMagProjector
+from geomag_edge.model.psc import PromptSelector
+
+
+class GeoMagForConditionalGeneration(PreTrainedModel):
+    """The whole model. Each part is the module of one graph:
+
+    `encoder` (encoder.onnx), `psc` (psc.onnx), `projector` (projector.onnx), `language_model`
+    (llm.onnx and embed.onnx), `mask_head` (mask_head.onnx).
+    """
+
+    config_class = GeoMagConfig
+    base_model_prefix = ""
+    main_input_name = "views"
+    _supports_sdpa = True
+
+    def __init__(self, config: GeoMagConfig):
+        super().__init__(config)
+        self.encoder = GeoMagEncoder(config)
+        self.psc = PromptSelector(config)
+        self.projector = GeoMagProjector(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.mask_head = GeoMagMaskHead(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fresh weights for the parts of our own; towers initialise themselves."""
+        super()._init_weights(module)
+        if isinstance(module, GeoMagEncoder):
+            init_encoder(module)
+        elif isinstance(module, GeoMagMaskHead):
+            nn.init.normal_(module.place, std=0.5)
+            nn.init.normal_(module.quality_token, std=0.5)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The LLM's token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def decoder(self) -> CachedDecoder:
+        """The LLM with an explicit cache, sharing this model's parameters."""
+        return CachedDecoder(self.language_model)
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, labels: Tensor | None = None):
+        """The LLM over embedded visual and text tokens.
+
+        Args:
+            inputs_embeds: [B,T,D]; visual tokens come from `encoder` and `projector`.
+            attention_mask: int64 [B,T].
+            labels: int64 [B,T], -100 where no loss is wanted.
+
+        Returns:
+            The language model's output, with the hidden states whose [SEG] positions are the
+            mask queries.
+        """
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            labels=labels,
+            output_hidden_states=True,
+            use_cache=False,
+        )
+
+
+def load_checkpoint(
+    path: str | Path, dtype: torch.dtype = torch.float32
+) -> GeoMagForConditionalGeneration:
+    """Loads a checkpoint folder; every tensor of the model must be there and no other.
+
+    Raises:
+        CheckpointError: no such folder, pickle weights, a damaged file, a family that is not
+            supported, missing, extra or misshapen tensors.
+    """
+    path = Path(path)
+    check_folder(path)
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        model, info = GeoMagForConditionalGeneration.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, local_files_only=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    except CheckpointError:
+        raise
+    except Exception as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise CheckpointError(f"checkpoint {path} cannot be loaded: {reason}") from e
+    finally:
+        hf_logging.set_verbosity(verbosity)
+    problems = (
+        ("lacks", info["missing_keys"]),
+        ("has unknown", info["unexpected_keys"]),
+        ("has misshapen", [k[0] if isinstance(k, tuple) else k for k in info["mismatched_keys"]]),
+    )
+    for word, keys in problems:
+        if keys:
+            names = sorted(keys)
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise CheckpointError(
+                f"checkpoint {path} {word} tensors: {', '.join(names[:3])}{more}; it must hold "
+                "exactly what its config.json describes"
+            )
+    return model.eval().requires_grad_(False)
+
+
+def check_folder(path: Path) -> None:
+    """Refuses what is not a folder with config.json and safetensors weights."""
+    if not path.is_dir():
+        raise CheckpointError(f"no checkpoint folder at {path}")
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"checkpoint {path} has no readable config.json") from e
+    if config.get("model_type") != GeoMagConfig.model_type:
+        raise CheckpointError(
+            f"{path} holds a {config.get('model_type')!r} model, not a GeoMag checkpoint: "
+            "assemble one with `geomag-edge compose`"
+        )
+    if not any(path.glob("*.safetensors")):
+        pickles = [p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+        if pickles:
+            raise CheckpointError(
+                f"{path} holds pickle weights ({pickles[0]}), which can run code when loaded: "
+                "convert them to safetensors"
+            )
+        raise CheckpointError(f"checkpoint {path} has no *.safetensors weights")

@@ -1,0 +1,160 @@
+"""PSC and TMRA's router: prompt + patch embeddings -> task level, relevance map, crop boxes.
+
+Every operation here has a standard ONNX counterpart that TensorRT takes too; the numpy twin of
+the window selection is `geomag_edge.views.select_windows`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextModel, SiglipTextModel
+
+from geomag_edge.errors import CheckpointError
+from geomag_edge.model.config import GeoMagConfig
+from geomag_edge.views import PscSettings, windows_of
+
+
+class PromptTower(nn.Module):
+    """A CLIP or SigLIP text tower -> one embedding of the prompt.
+
+    Both families pool the last position: CLIP's end-of-text token is last because prompts are
+    not padded, SigLIP pads to its fixed length as it was trained (`prompt.pad_to`).
+    """
+
+    def __init__(self, config: GeoMagConfig):
+        super().__init__()
+        prompt = config.prompt_config
+        embed_dim = config.psc["embed_dim"]
+        self.causal = prompt.model_type == "clip_text_model"
+        if self.causal:
+            self.tower: nn.Module = CLIPTextModel._from_config(prompt)
+            self.projection: nn.Module = nn.Linear(prompt.hidden_size, embed_dim, bias=False)
+        else:
+            if prompt.projection_size != embed_dim:
+                raise CheckpointError(
+                    f"the SigLIP prompt tower projects to {prompt.projection_size}, "
+                    f"psc.embed_dim is {embed_dim}: they must be equal"
+                )
+            self.tower = SiglipTextModel._from_config(prompt)
+            self.projection = nn.Identity()
+
+    def forward(self, prompt_ids: Tensor) -> Tensor:
+        """int64 [B,L] -> [B,De]."""
+        hidden = self.tower.embeddings(input_ids=prompt_ids)
+        length = prompt_ids.shape[1]
+        mask = None
+        if self.causal:
+            position = torch.arange(length, device=prompt_ids.device)
+            mask = (position[:, None] >= position[None, :])[None, None]  # [1,1,L,L]
+        for layer in self.tower.encoder.layers:
+            hidden = layer(hidden, attention_mask=mask, is_causal=False)
+        pooled = self.tower.final_layer_norm(hidden)[:, -1]
+        return self.projection(pooled) if self.causal else self.tower.head(pooled)
+
+
+class WindowSelection(nn.Module):
+    """Relevance map -> the K best windows: integral image, then unrolled greedy suppression."""
+
+    def __init__(self, psc: PscSettings, grid: int):
+        super().__init__()
+        windows = torch.from_numpy(windows_of(grid, psc.windows))
+        r0, c0, r1, c1 = windows.unbind(1)
+        stride = grid + 1
+        corners = torch.stack(
+            [r1 * stride + c1, r0 * stride + c1, r1 * stride + c0, r0 * stride + c0]
+        )
+        self.max_crops, self.overlap, self.grid = psc.max_crops, psc.overlap, grid
+        self.register_buffer("corners", corners, persistent=False)  # [4,Nw] in the integral image
+        boxes = torch.stack([c0, r0, c1, r1], 1).float()
+        self.register_buffer("boxes", boxes, persistent=False)  # [Nw,4] x0,y0,x1,y1 in patches
+        self.register_buffer("side", (r1 - r0).float(), persistent=False)  # [Nw]
+
+    def forward(self, relevance: Tensor, view_box: Tensor) -> tuple[Tensor, Tensor]:
+        """relevance [G,G], view_box [4] px -> boxes [K,4] px, scores [K]."""
+        integral = F.pad(relevance.cumsum(0).cumsum(1), (1, 0, 1, 0)).reshape(-1)
+        total = integral[self.corners]  # [4,Nw]
+        scores = (total[0] - total[1] - total[2] + total[3]) / self.side
+        area = self.side * self.side
+        cell = (view_box[2] - view_box[0]) / self.grid
+        origin = torch.cat([view_box[:2], view_box[:2]])
+        chosen, kept = [], []
+        for _ in range(self.max_crops):
+            best = scores.argmax(0, keepdim=True)  # [1]
+            box = self.boxes[best]  # [1,4]
+            chosen.append(origin + box * cell)
+            kept.append(scores[best])
+            low = torch.maximum(box[:, :2], self.boxes[:, :2])
+            high = torch.minimum(box[:, 2:], self.boxes[:, 2:])
+            inner = (high - low).clamp(min=0)
+            common = inner[:, 0] * inner[:, 1]
+            iou = common / (area[best] + area - common)
+            scores = torch.where(iou > self.overlap, torch.full_like(scores, -1.0), scores)
+        return torch.cat(chosen), torch.cat(kept)
+
+
+class PromptSelector(nn.Module):
+    """`psc.onnx` up to `boxes` (`psc_select.onnx`)."""
+
+    def __init__(self, config: GeoMagConfig):
+        super().__init__()
+        embed_dim = config.psc["embed_dim"]
+        self.grid = config.grid
+        self.prompt_tower = PromptTower(config)
+        self.router = nn.Sequential(
+            nn.LayerNorm(embed_dim),
+            nn.Linear(embed_dim, embed_dim),
+            nn.GELU(),
+            nn.Linear(embed_dim, 3),
+        )
+        self.relevance_scale = nn.Parameter(torch.tensor(10.0))
+        self.relevance_bias = nn.Parameter(torch.tensor(-1.0))
+        self.select = WindowSelection(PscSettings.from_json(config.psc), config.grid)
+
+    def relevance(self, embeds: Tensor, prompt: Tensor) -> Tensor:
+        """embeds [1,P,De] (unit length), prompt [1,De] -> logits [G,G]."""
+        similarity = embeds @ F.normalize(prompt, dim=-1).unsqueeze(-1)  # [1,P,1]
+        logits = self.relevance_scale * similarity + self.relevance_bias
+        return logits.reshape(self.grid, self.grid)
+
+    def forward(
+        self, embeds: Tensor, prompt_ids: Tensor, view_box: Tensor, image_shape: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Chooses windows inside one view.
+
+        Args:
+            embeds: [1,P,De] of the view.
+            prompt_ids: int64 [1,L].
+            view_box: f32[4], the square that the view shows, pixels of the image.
+            image_shape: int64[3], H, W, 3.
+
+        Returns:
+            granularity [1,3] logits, relevance [G,G] in 0..1, boxes [K,4] px, scores [K].
+        """
+        prompt = self.prompt_tower(prompt_ids)
+        granularity = self.router(prompt)
+        relevance = torch.sigmoid(self.relevance(embeds, prompt).float())
+        relevance = relevance * _inside(view_box, image_shape, self.grid)
+        boxes, scores = self.select(relevance, view_box)
+        return granularity, relevance, boxes, scores
+
+
+def view_box_of(image_shape: Tensor) -> Tensor:
+    """int64[3] (H, W, 3) -> f32[4]: the centred square of the longer side around the image."""
+    size = image_shape[:2].to(torch.float32)  # H, W
+    side = size.max()
+    y0x0 = (size - side) / 2
+    x0y0 = y0x0.flip(0)
+    return torch.cat([x0y0, x0y0 + side])
+
+
+def _inside(view_box: Tensor, image_shape: Tensor, grid: int) -> Tensor:
+    """[G,G]: 1 where a patch's centre lies inside the image, else 0."""
+    cell = (view_box[2] - view_box[0]) / grid
+    centre = (torch.arange(grid, device=view_box.device, dtype=torch.float32) + 0.5) * cell
+    x, y = view_box[0] + centre, view_box[1] + centre
+    height, width = image_shape[0], image_shape[1]
+    in_x = (x >= 0) & (x < width)
+    in_y = (y >= 0) & (y < height)
+    return (in_y[:, None] & in_x[None, :]).to(torch.float32)
