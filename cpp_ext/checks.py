@@ -1,0 +1,118 @@
+"""What PscCrop accepts: one place that turns arguments into arrays the kernels can trust.
+
+Every refusal is one line that says what was given, what was expected and what to do.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomag_edge.errors import BoxError, ImageError, InputError
+
+OUTPUT_DTYPES = ("float32", "float16")
+
+
+def checked_image(image: Any) -> NDArray[np.uint8]:
+    """Return `image` as uint8 [H, W, 3] without copying it.
+
+    Raises:
+        ImageError: not uint8, not [H, W, 3], or without pixels.
+    """
+    array = np.asanyarray(image)
+    if array.dtype != np.uint8:
+        raise ImageError(f"image has dtype {array.dtype}; expected uint8: scale to 0..255 first")
+    if array.ndim != 3 or array.shape[2] != 3:
+        hint = ""
+        if array.ndim == 3 and array.shape[0] == 3:
+            hint = "; for channels first pass image.transpose(1, 2, 0), a view"
+        elif array.ndim == 3 and array.shape[2] > 3:
+            hint = "; choose three bands, for example image[..., :3]"
+        raise ImageError(f"image has shape {list(array.shape)}; expected [H, W, 3]{hint}")
+    if 0 in array.shape:
+        raise ImageError(f"image has shape {list(array.shape)}, so no pixels")
+    return array
+
+
+def checked_boxes(boxes: Any) -> NDArray[np.float32]:
+    """Return `boxes` as contiguous float32 [K, 4].
+
+    Raises:
+        BoxError: not numbers, not [K, 4], not finite, empty or inverted; names the first bad box.
+    """
+    array = _as_float32(boxes, "boxes", BoxError)
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise BoxError(
+            f"boxes have shape {list(array.shape)}; expected [K, 4]: x0, y0, x1, y1 in pixels"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        sides = array[:, 2:] - array[:, :2]  # [K, 2], float32 as the kernels compute them
+    finite = np.isfinite(array).all(axis=1) & np.isfinite(sides).all(axis=1)
+    if not finite.all():
+        raise BoxError(_first_bad(array, ~finite, "is not finite"))
+    if (sides < 0).any():
+        raise BoxError(_first_bad(array, (sides < 0).any(axis=1), "is inverted; x0<x1, y0<y1"))
+    if (sides == 0).any():
+        reason = "is empty (in float32); it needs x0 < x1 and y0 < y1"
+        raise BoxError(_first_bad(array, (sides == 0).any(axis=1), reason))
+    return array
+
+
+def checked_mean_std(mean_std: Any) -> NDArray[np.float32]:
+    """Return `mean_std` as contiguous float32 [2, 3].
+
+    Raises:
+        InputError: not numbers, not [2, 3], not finite, or a deviation that is not positive.
+    """
+    array = _as_float32(mean_std, "mean_std", InputError)
+    if array.shape != (2, 3):
+        raise InputError(
+            f"mean_std has shape {list(array.shape)}; expected [2, 3]: means, then deviations"
+        )
+    if not np.isfinite(array).all():
+        raise InputError("mean_std is not finite; expected means and deviations in 0..1 units")
+    if (array[1] <= 0).any():
+        raise InputError(f"mean_std has deviations {array[1].tolist()}; they must be positive")
+    return array
+
+
+def checked_size(size: Any) -> int:
+    """Return `size` as an int of at least 1.
+
+    Raises:
+        InputError: not a whole number, or less than 1.
+    """
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+        raise InputError(f"size is {size!r}; expected the side of a view, a whole number >= 1")
+    return int(size)
+
+
+def checked_output_dtype(dtype: Any) -> str:
+    """Return "float32" or "float16".
+
+    Raises:
+        InputError: any other dtype.
+    """
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in OUTPUT_DTYPES:
+        raise InputError(f"dtype is {name}; expected one of {', '.join(OUTPUT_DTYPES)}")
+    return name
+
+
+def _as_float32(value: Any, name: str, error: type[InputError]) -> NDArray[np.float32]:
+    try:
+        array = np.asarray(value)
+    except ValueError as cause:
+        raise error(f"{name} is not a rectangular array: {cause}") from cause
+    if array.dtype.kind not in "fiu":
+        raise error(f"{name} has dtype {array.dtype}; expected float32")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, np.float32)
+
+
+def _first_bad(boxes: NDArray[np.float32], bad: NDArray[np.bool_], reason: str) -> str:
+    index = int(np.flatnonzero(bad)[0])
+    return f"box {index} {[float(side) for side in boxes[index]]} {reason}"
