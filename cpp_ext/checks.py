@@ -113,6 +113,6 @@ def _as_float32(value: Any, name: str, error: type[InputError]) -> NDArray[np.fl
         return np.ascontiguousarray(array, np.float32)
 
 
-def _first_bad(boxes: NDArray[np.float32], bad: NDArray[np.bool_], reason: str) -> str:
+def _first_bad(boxes: NDArray[np.float32], bad: Any, reason: str) -> str:
     index = int(np.flatnonzero(bad)[0])
     return f"box {index} {[float(side) for side in boxes[index]]} {reason}"

@@ -8,6 +8,7 @@ import ctypes
 import functools
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from geomag_edge.errors import InputError, KernelError
 
 _i64 = ctypes.c_int64
-_SIGNATURE = [
+_SIGNATURE: list[Any] = [
     *(ctypes.c_void_p, _i64, _i64, _i64, _i64, _i64),  # image: data, height, width, three strides
     *(ctypes.c_void_p, _i64),  # boxes, how many
     *(ctypes.c_void_p, _i64, ctypes.c_void_p, ctypes.c_int),  # mean_std, size, out, half
