@@ -1,0 +1,363 @@
+"""Image files read through rasterio: u8 RGB windows at any overview level, in bounded memory.
+
+Windows are (row0, col0, row1, col1), half open, in pixels of the level they are read from.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from geomag_edge.errors import ImageError
+
+from .pixels import (
+    CHUNK_PX,
+    SAMPLE_PX,
+    TILE_PX,
+    U8,
+    ToRgb,
+    Valid,
+    averaged,
+    band_note,
+    both,
+    checked_range,
+    chosen_bands,
+    finite,
+    nothing_valid,
+    orientation_note,
+    percentile_range,
+)
+
+Rect = tuple[int, int, int, int]
+
+CACHE_BYTES = 64_000_000
+"""GDAL's block cache while we read; its default of 5 % of the machine's memory is too much."""
+
+
+@dataclass(frozen=True)
+class Georef:
+    """Where an image lies, exactly as its file says it."""
+
+    crs: CRS | None = None
+    transform: Any = None
+    """`affine.Affine` from pixel (col, row) to the CRS, or None."""
+    gcps: tuple[Any, ...] = ()
+    """Ground control points, in `crs`, of an image that has them instead of a transform."""
+    rpcs: Any = None
+
+    @property
+    def is_georeferenced(self) -> bool:
+        """Whether pixels can be turned into coordinates of a CRS."""
+        return self.crs is not None and self.transform is not None
+
+
+@dataclass
+class Level:
+    """One resolution of an image: the file itself, an overview, or one averaged in memory."""
+
+    height: int
+    width: int
+    factor: tuple[float, float]
+    """Pixels of the image per pixel of this level (rows, columns)."""
+    dataset: Any = None
+    overview: int | None = None
+    averaged: tuple[U8, Valid] | None = None
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Bounds GDAL's cache and turns its errors into an `ImageError` of one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_ERROR_ON_LIBJPEG_WARNING=True):
+                yield
+    except (RasterioError, OSError) as e:
+        cause = str(e.__cause__ or e).strip().splitlines()[0].removeprefix(f"{name}: ")
+        raise ImageError(
+            f"cannot read {name}: {cause}; check that the file is complete and is a PNG, JPEG, "
+            "GeoTIFF or another raster that GDAL reads"
+        ) from e
+
+
+class Raster:
+    """An open image file. `levels` run from the finest to the coarsest."""
+
+    def __init__(
+        self, name: str, bands: Any = None, value_range: tuple[float, float] | None = None
+    ) -> None:
+        self.name = name
+        self.notes: list[str] = []
+        check_file(name)
+        with reading(name):
+            self._dataset = rasterio.open(name)
+        try:
+            with reading(name):
+                self._describe(bands, value_range)
+        except BaseException:
+            self.close()
+            raise
+
+    def _describe(self, bands: Any, value_range: tuple[float, float] | None) -> None:
+        ds = self._dataset
+        if ds.count == 0:
+            hint = f", such as {ds.subdatasets[0]}" if ds.subdatasets else ""
+            raise ImageError(f"{self.name} holds no bands itself: give one of its parts{hint}")
+        self.height, self.width = ds.height, ds.width
+        self.georef = georef_of(ds)
+        interp = ds.colorinterp
+        colours = [i for i in ds.indexes if interp[i - 1] != ColorInterp.alpha]
+        if not colours:
+            raise ImageError(f"{self.name} has only an alpha band: give an image with colours")
+        labels = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
+        labelled = [interp.index(c) + 1 for c in labels if c in interp]
+        chosen = chosen_bands(bands, colours, labelled if len(labelled) == 3 else None)
+        self._bands = sorted(set(chosen))
+        for band in self._bands:
+            if ds.dtypes[band - 1].startswith("complex"):
+                raise ImageError(
+                    f"band {band} of {self.name} is {ds.dtypes[band - 1]}: give real numbers, for "
+                    "example the magnitude"
+                )
+        if note := band_note(chosen, len(colours)):
+            self.notes.append(note)
+        orientation = ds.tags().get("EXIF_Orientation", "1")
+        if orientation != "1":
+            self.notes.append(orientation_note(orientation))
+        self.levels = [Level(self.height, self.width, (1.0, 1.0), ds)]
+        for i, _ in enumerate(ds.overviews(self._bands[0])):
+            # A JPEG offers overviews of its own accord; their sizes are only known once open.
+            with rasterio.open(self.name, overview_level=i) as o:
+                factor = (self.height / o.height, self.width / o.width)
+                self.levels.append(Level(o.height, o.width, factor, None, i))
+        positions = tuple(self._bands.index(b) for b in chosen)
+        palette = self._palette() if value_range is None else None
+        if palette is None and value_range is None:
+            value_range = self._range_of_bits()
+        self._to_rgb = ToRgb(positions, value_range, palette)
+        if value_range is not None:
+            low, high = checked_range(value_range)
+            self._to_rgb = ToRgb(positions, (low, high))
+            self.notes.append(f"values {low:g}..{high:g} scaled to 0..255")
+        elif palette is None and any(ds.dtypes[b - 1] != "uint8" for b in self._bands):
+            low, high = percentile_range(self._sample())
+            self._to_rgb = ToRgb(positions, (low, high))
+            kind = ds.dtypes[self._bands[0] - 1]
+            self.notes.append(f"scaled {kind} by 2-98 percentiles {low:g}..{high:g}")
+
+    def _palette(self) -> U8 | None:
+        """The colour table [N,4] of a single palette band."""
+        band = self._bands[0]
+        if len(self._bands) > 1 or self._dataset.colorinterp[band - 1] != ColorInterp.palette:
+            return None
+        table = self._dataset.colormap(band)
+        colours = np.zeros((max(table) + 1, 4), np.uint8)
+        for value, rgba in table.items():
+            colours[value] = rgba
+        self.notes.append("palette expanded to RGB")
+        return colours
+
+    def _range_of_bits(self) -> tuple[float, float] | None:
+        """0..1, 0..15 and so on for bytes that use fewer than 8 bits."""
+        band = self._bands[0]
+        bits = int(self._dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8))
+        is_byte = self._dataset.dtypes[band - 1] == "uint8"
+        return (0.0, float(2**bits - 1)) if is_byte and bits < 8 else None
+
+    def read(self, level: Level, window: Rect, factor: int = 1) -> tuple[U8, Valid]:
+        """A window as u8[h,w,3] with its valid pixels, averaged by a whole factor.
+
+        The window's top left should be a multiple of `factor`, so that blocks agree between
+        windows; h and w are rounded up.
+        """
+        row0, col0, row1, col1 = window
+        if level.averaged is not None:
+            rgb, valid = level.averaged
+            rgb = rgb[row0:row1, col0:col1]
+            valid = None if valid is None else valid[row0:row1, col0:col1]
+            return averaged(rgb, valid, factor) if factor > 1 else (rgb.copy(), valid)
+        height, width = -(-(row1 - row0) // factor), -(-(col1 - col0) // factor)
+        rgb = np.empty((height, width, 3), np.uint8)
+        valid = np.ones((height, width), bool)
+        with reading(self.name):
+            for chunk in self._chunks(level, window, factor):
+                part, part_valid = self._to_rgb(*self._values(level, chunk))
+                if factor > 1:
+                    part, part_valid = averaged(part, part_valid, factor)
+                r, c = (chunk[0] - row0) // factor, (chunk[1] - col0) // factor
+                place = np.s_[r : r + part.shape[0], c : c + part.shape[1]]
+                rgb[place] = part
+                if part_valid is not None:
+                    valid[place] = part_valid
+        return rgb, both(None, valid)
+
+    def coarse(self, factor: float) -> Level | None:
+        """A level averaged in memory from the coarsest overview, if it is fine enough.
+
+        It is made on the first call that can use it, by one pass over the file, and kept.
+        """
+        last = self.levels[-1]
+        if last.averaged is None:
+            by = whole_factor(last.height, last.width)
+            if by == 1 or by * max(last.factor) > factor:
+                return None
+            picture = self.read(last, (0, 0, last.height, last.width), by)
+            height, width = picture[0].shape[:2]
+            rows, cols = last.factor
+            last = Level(height, width, (rows * by, cols * by), averaged=picture)
+            self.levels.append(last)
+        return last if max(last.factor) <= factor else None
+
+    @property
+    def always_valid(self) -> bool:
+        """Whether the file has no means of saying that a pixel holds no data."""
+        ds = self._dataset
+        return self._to_rgb.palette is None and all(
+            MaskFlags.all_valid in ds.mask_flag_enums[b - 1] and "float" not in ds.dtypes[b - 1]
+            for b in self._bands
+        )
+
+    def _open(self, level: Level) -> Any:
+        if level.dataset is None:
+            level.dataset = rasterio.open(self.name, overview_level=level.overview)
+        return level.dataset
+
+    def _values(self, level: Level, window: Rect) -> tuple[NDArray[Any], Valid]:
+        """Band values [C,h,w] as stored, and which pixels the file says hold data."""
+        ds = self._open(level)
+        row0, col0, row1, col1 = window
+        area = Window(col0, row0, col1 - col0, row1 - row0)
+        values = ds.read(self._bands, window=area)
+        flags = [ds.mask_flag_enums[b - 1] for b in self._bands]
+        if all(MaskFlags.all_valid in f for f in flags):
+            return values, None
+        if any(MaskFlags.per_dataset in f for f in flags):
+            return values, both(None, ds.read_masks(self._bands[0], window=area) > 0)
+        # A colour may happen to be the nodata value in one band: all bands must say so.
+        return values, both(None, ds.read_masks(self._bands, window=area).any(axis=0))
+
+    def _chunks(self, level: Level, window: Rect, factor: int) -> Iterator[Rect]:
+        """Cuts a window into parts of about CHUNK_PX, at multiples of `factor` from its corner."""
+        row0, col0, row1, col1 = window
+        block_rows, block_cols = self._open(level).block_shapes[self._bands[0] - 1]
+        width = col1 - col0
+        if block_cols < level.width:  # tiled; strips are better read across
+            width = min(width, max(CHUNK_PX // 1024, block_cols))
+        width = max(factor, width // factor * factor) if width < col1 - col0 else width
+        height = max(CHUNK_PX // width, min(block_rows, 1024))
+        height = max(factor, height // factor * factor)
+        for r in range(row0, row1, height):
+            for c in range(col0, col1, width):
+                yield r, c, min(r + height, row1), min(c + width, col1)
+
+    def _sample(self) -> NDArray[Any]:
+        """Valid values [n] from all over the image, to find the value range from.
+
+        Raises:
+            ImageError: there are none.
+        """
+        found = [self._valid_values(w) for w in self._sample_windows()]
+        if not any(f.size for f in found):
+            level = self.levels[0]
+            whole = (0, 0, level.height, level.width)
+            for chunk in self._chunks(level, whole, 1):
+                found = [self._valid_values((level, chunk))]
+                if found[0].size:
+                    break
+            else:
+                raise nothing_valid(self.name)
+        return np.concatenate(found)
+
+    def _sample_windows(self) -> list[tuple[Level, Rect]]:
+        """One coarse look at an overview, the whole of a small image, or a grid of patches."""
+        for level in reversed(self.levels):
+            if SAMPLE_PX / 4 <= level.height * level.width <= SAMPLE_PX * 4:
+                return [(level, (0, 0, level.height, level.width))]
+        level = self.levels[0]
+        if level.height * level.width < SAMPLE_PX:
+            return [(level, (0, 0, level.height, level.width))]
+        count, side = 16, math.isqrt(SAMPLE_PX) // 16
+        rows = np.linspace(0, max(level.height - side, 0), count).astype(int)
+        cols = np.linspace(0, max(level.width - side, 0), count).astype(int)
+        return [
+            (level, (r, c, min(r + side, level.height), min(c + side, level.width)))
+            for r in rows.tolist()
+            for c in cols.tolist()
+        ]
+
+    def _valid_values(self, where: tuple[Level, Rect]) -> NDArray[Any]:
+        values, valid = self._values(*where)
+        valid = both(valid, finite(values))
+        return values.reshape(-1) if valid is None else values[:, valid].reshape(-1)
+
+    def close(self) -> None:
+        """Closes the file and its overviews."""
+        self._dataset.close()
+        for level in getattr(self, "levels", []):
+            if level.dataset is not None:
+                level.dataset.close()
+
+
+def whole_factor(height: int, width: int) -> int:
+    """The smallest whole factor that brings a picture down to TILE_PX."""
+    return math.ceil(math.sqrt(height * width / TILE_PX)) if height * width > TILE_PX else 1
+
+
+def georef_of(ds: Any) -> Georef:
+    """What a dataset says about its place on Earth."""
+    gcps, gcp_crs = ds.gcps
+    transform = None if ds.transform.is_identity else ds.transform
+    crs = ds.crs or (gcp_crs if gcps else None)
+    return Georef(crs or None, transform, tuple(gcps) if transform is None else (), ds.rpcs)
+
+
+def check_file(name: str) -> None:
+    """Refuses what GDAL would misread or explain badly.
+
+    Raises:
+        ImageError: missing, a directory, empty, or a PNG that ends too early.
+    """
+    if name.startswith("/vsi") or "://" in name:
+        return
+    path = Path(name)
+    try:
+        if path.is_dir():
+            raise ImageError(f"{name} is a directory: give an image file")
+        if not path.exists():
+            raise ImageError(f"no image at {name}: check the path")
+        if path.stat().st_size == 0:
+            raise ImageError(f"{name} is empty (0 bytes): copy or download it again")
+        # GDAL reads a PNG that was cut short without a word and leaves the rest black.
+        with path.open("rb") as file:
+            if file.read(8) == b"\x89PNG\r\n\x1a\n" and not _png_is_whole(file):
+                raise ImageError(f"{name} is a truncated PNG: copy or download it again")
+    except (OSError, ValueError) as e:
+        if isinstance(e, ImageError):
+            raise
+        raise ImageError(f"cannot read {name}: {e}; check the path and its permissions") from e
+
+
+def _png_is_whole(file: Any) -> bool:
+    """Walks the chunks of a PNG, whose signature has been read, to its end mark."""
+    size = os.fstat(file.fileno()).st_size
+    while len(head := file.read(8)) == 8:
+        if head[4:] == b"IEND":
+            return True
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+        if file.tell() > size:
+            return False
+    return False

@@ -1,0 +1,259 @@
+"""A scene: any image as u8 RGB, from which views are cut at full resolution.
+
+Pixels without data (nodata, mask, alpha 0, NaN, infinity) become the mean colour of `mean_std`
+before a view is cut, so that they are zero, to within rounding to a byte, after normalisation.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from geomag_edge.cpp_ext import psc_crop
+from geomag_edge.cpp_ext.checks import checked_boxes, checked_mean_std
+from geomag_edge.errors import ImageError
+
+from .arrays import Picture, from_array, from_pillow
+from .pixels import TILE_PX, U8, Valid, nothing_valid
+from .raster import Georef, Level, Raster
+
+__all__ = ["Georef", "Scene"]
+
+WHOLE_IMAGE_PX = 64_000_000
+"""Images of up to this many pixels are held in memory; larger files are read by windows."""
+NO_DATA_GREY = 236
+"""Shown for pixels without data in a thumbnail."""
+
+
+class Scene:
+    """An open image. A context manager; use it from one thread at a time.
+
+    `notes` says in plain words what was decided about the pixels.
+    """
+
+    def __init__(
+        self,
+        pixels: tuple[U8, Valid] | Raster,
+        georef: Georef,
+        path: Path | None,
+        notes: Sequence[str],
+    ) -> None:
+        self._raster = pixels if isinstance(pixels, Raster) else None
+        self._image, self._valid = (None, None) if isinstance(pixels, Raster) else pixels
+        self._fill: tuple[int, int, int] | None = None
+        self.height, self.width = (
+            (pixels.height, pixels.width) if isinstance(pixels, Raster) else pixels[0].shape[:2]
+        )
+        self.georef = georef
+        self.path = path
+        self.notes = tuple(notes)
+
+    @classmethod
+    def open(
+        cls,
+        source: str | os.PathLike[str] | Image.Image | NDArray[Any],
+        bands: Sequence[int] | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> Scene:
+        """Opens an image.
+
+        Args:
+            source: a file that GDAL reads (PNG, JPEG, GeoTIFF ...), a Pillow image, or an array
+                [H,W] or [H,W,C].
+            bands: the bands (counted from 1) that serve as red, green and blue, or one band;
+                default: those that the file labels so, else the first three.
+            value_range: the values that become 0 and 255; default: bytes as they are, all other
+                types from their 2nd to their 98th percentile over the valid pixels.
+
+        Raises:
+            ImageError: it cannot be read, or has no usable pixels.
+        """
+        if isinstance(source, Image.Image):
+            return cls._in_memory(from_pillow(source, bands, value_range))
+        if isinstance(source, np.ndarray):
+            return cls._in_memory(from_array(source, bands, value_range))
+        if not isinstance(source, (str, os.PathLike)):
+            raise ImageError(
+                f"an image cannot be read from {type(source).__name__}: give a path, a Pillow "
+                "image or a numpy array"
+            )
+        return _from_file(os.fspath(source), bands, value_range)
+
+    @classmethod
+    def _in_memory(cls, picture: Picture) -> Scene:
+        rgb, valid, notes = picture
+        return cls((rgb, valid), Georef(), None, notes)
+
+    def crop(
+        self,
+        boxes: NDArray[np.float32],
+        mean_std: NDArray[np.float32],
+        size: int,
+        dtype: str = "float32",
+    ) -> NDArray[Any]:
+        """Cuts views, exactly as `psc_crop` does on the whole full-resolution image.
+
+        A scene too large for memory is read as one window a box, from the coarsest overview that
+        is at least twice as fine as the view.
+
+        Args:
+            boxes: f32[K,4], x0, y0, x1, y1 in pixels; may stick out of the image.
+            mean_std: f32[2,3], mean and standard deviation of red, green and blue in 0..1.
+            size: S, side of a view in pixels.
+            dtype: "float32" or what else `psc_crop` offers.
+
+        Returns:
+            Normalised views [K,3,S,S]; 0 outside the image.
+        """
+        fill = np.rint(checked_mean_std(mean_std)[0] * 255).clip(0, 255)
+        colour = (int(fill[0]), int(fill[1]), int(fill[2]))
+        if self._raster is None:
+            return psc_crop(self._filled(colour), boxes, mean_std, size, dtype)
+        boxes = checked_boxes(boxes)
+        views = np.zeros((len(boxes), 3, size, size), dtype)
+        for view, box in zip(views, boxes, strict=True):
+            found = _tile(self._raster, box, size)
+            if found is None:
+                continue
+            tile, valid, local = found
+            if valid is not None:
+                tile[~valid] = colour
+            view[:] = psc_crop(tile, local[None], mean_std, size, dtype)[0]
+            _clear_outside(view, box, self.height, self.width)
+        return views
+
+    def thumbnail(self, max_px: int) -> tuple[U8, float]:
+        """The whole image, its longer side at most `max_px`: (u8[h,w,3], thumbnail px per px)."""
+        scale = min(1.0, max_px / max(self.height, self.width))
+        size = (max(1, round(self.width * scale)), max(1, round(self.height * scale)))
+        if self._raster is None:
+            picture = self._filled((NO_DATA_GREY,) * 3)
+        else:
+            level, by = _level_for(self._raster, 1 / scale, None)
+            picture, valid = self._raster.read(level, (0, 0, level.height, level.width), by)
+            if valid is not None:
+                picture[~valid] = NO_DATA_GREY
+        small = Image.fromarray(picture).resize(size, Image.Resampling.BOX, reducing_gap=3.0)
+        return np.asarray(small), scale
+
+    def _filled(self, colour: tuple[int, int, int]) -> U8:
+        """The image in memory with `colour` where there is no data."""
+        assert self._image is not None
+        if self._valid is not None and self._fill != colour:
+            self._image[~self._valid] = colour
+            self._fill = colour
+        return self._image
+
+    def close(self) -> None:
+        """Closes the file, if one is open."""
+        if self._raster is not None:
+            self._raster.close()
+
+    def __enter__(self) -> Scene:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _level_for(raster: Raster, want: float, window_px: float | None) -> tuple[Level, int]:
+    """The level to read, and the whole factor to average it by, for `want` pixels per pixel.
+
+    Args:
+        raster: the file.
+        want: image pixels per pixel that are still fine enough.
+        window_px: image pixels that will be read; None for all of them.
+    """
+    level = [lv for lv in raster.levels if lv is raster.levels[0] or max(lv.factor) <= want][-1]
+    px = (window_px or raster.height * raster.width) / math.prod(level.factor)
+    if px <= TILE_PX:
+        return level, 1
+    if (coarse := raster.coarse(want)) is not None:
+        return coarse, 1
+    return level, max(1, int(want / max(level.factor)))
+
+
+def _tile(
+    raster: Raster, box: NDArray[np.float32], size: int
+) -> tuple[U8, Valid, NDArray[np.float32]] | None:
+    """The part of a file that a view of `box` needs, and the box in the part's own pixels.
+
+    None where the box lies outside the image.
+    """
+    x0, y0, x1, y1 = (float(v) for v in box)
+    want = min(x1 - x0, y1 - y0) / size / 2
+    inside_w = min(x1, raster.width) - max(x0, 0.0)
+    inside_h = min(y1, raster.height) - max(y0, 0.0)
+    if inside_w <= 0 or inside_h <= 0:
+        return None
+    level, by = _level_for(raster, want, inside_w * inside_h)
+    fy, fx = level.factor[0] * by, level.factor[1] * by
+    row0, row1 = _span(y0 / fy, y1 / fy, size, level.height, by)
+    col0, col1 = _span(x0 / fx, x1 / fx, size, level.width, by)
+    tile, valid = raster.read(level, (row0, col0, row1, col1), by)
+    origin = np.array([col0, row0, col0, row0]) / by
+    return tile, valid, (np.array([x0 / fx, y0 / fy, x1 / fx, y1 / fy]) - origin).astype(np.float32)
+
+
+def _span(low: float, high: float, size: int, extent: int, by: int) -> tuple[int, int]:
+    """Rows (or columns) of a level to read for low..high, which are in pixels of by level pixels.
+
+    The margin holds all that the triangle filter (radius = scale, at least 1) can touch.
+    """
+    margin = max(math.ceil((high - low) / size), 1) + 1
+    first = max(0, math.floor(low) - margin) * by
+    return min(first, (extent - 1) // by * by), min(extent, (math.ceil(high) + margin) * by)
+
+
+def _clear_outside(view: NDArray[Any], box: NDArray[np.float32], height: int, width: int) -> None:
+    """Zeroes pixels of a view whose centres lie outside the image.
+
+    At level 0 the kernel has done so; the last averaged block may reach past the true edge.
+    """
+    size = view.shape[-1]
+    steps = np.arange(size) + 0.5
+    # The sides in float32, as the kernel computes them: both must agree on where the edge is.
+    w, h = float(box[2] - box[0]), float(box[3] - box[1])
+    x, y = float(box[0]) + steps * (w / size), float(box[1]) + steps * (h / size)
+    view[:, (y < 0) | (y >= height), :] = 0
+    view[:, :, (x < 0) | (x >= width)] = 0
+
+
+def _from_file(name: str, bands: Any, value_range: tuple[float, float] | None) -> Scene:
+    raster = Raster(name, bands, value_range)
+    path = None if name.startswith("/vsi") or "://" in name else Path(name)
+    notes = list(raster.notes)
+    try:
+        if raster.height * raster.width <= WHOLE_IMAGE_PX:
+            rgb, valid = raster.read(raster.levels[0], (0, 0, raster.height, raster.width))
+            if valid is not None and not valid.any():
+                raise nothing_valid(name)
+            raster.close()
+            return Scene((rgb, valid), raster.georef, path, notes)
+        _check_some_data(raster)
+        if raster.height * raster.width / math.prod(raster.levels[-1].factor) > TILE_PX:
+            notes.append(
+                "large image without (coarse enough) overviews: the first look reads all of it; "
+                "overviews (`rio overview --build auto FILE`) would make it fast"
+            )
+    except BaseException:
+        raster.close()
+        raise
+    return Scene(raster, raster.georef, path, notes)
+
+
+def _check_some_data(raster: Raster) -> None:
+    """Looks at a large image once for a valid pixel, where the file can tell."""
+    if raster.always_valid:
+        return
+    level, by = _level_for(raster, math.inf, None)
+    _, valid = raster.read(level, (0, 0, level.height, level.width), by)
+    if valid is not None and not valid.any():
+        raise nothing_valid(raster.name)
