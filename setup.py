@@ -12,6 +12,7 @@ STAGES = ["model", "export", "runtime", "calibration", "cpp_ext", "benchmarks"]
 setup(
     packages=[
         "geomag_edge",
+        "geomag_edge.cli",
         "geomag_edge.scenes",
         *(f"geomag_edge.{stage}" for stage in STAGES),
     ],

@@ -91,24 +91,21 @@ class PromptCoder:
             )
         return prompt
 
-    def around_image(self, prompt: str, answer_prefix: str = "") -> tuple[list[int], list[int]]:
+    def around_image(self, prompt: str) -> tuple[list[int], list[int]]:
         """Ids before and after the visual tokens.
 
         The prompt is read as plain text: `[SEG]` or `<image>` in it are words, not commands.
-        `answer_prefix` starts the model's answer for it and may hold markup.
         """
         before, after = self.settings.template.split(IMAGE_TOKEN)
-        if "{prompt}" in before:
-            lead, mid = before.split("{prompt}")
-            head = [*self._markup(lead), *self._plain(prompt), *self._markup(mid)]
-            tail = self._markup(after)
-        else:
-            lead, mid = after.split("{prompt}")
-            head = self._markup(before)
-            tail = [*self._markup(lead), *self._plain(prompt), *self._markup(mid)]
+        head, tail = self._fill(before, prompt), self._fill(after, prompt)
         if self.settings.bos_token_id is not None:
             head = [self.settings.bos_token_id, *head]
-        return head, tail + self._markup(answer_prefix)
+        return head, tail
+
+    def markup_ids(self, text: str) -> list[int]:
+        """Ids of text that may hold markup: the template, or the start of an answer."""
+        self.text.encode_special_tokens = False
+        return self.text.encode(text, add_special_tokens=False).ids if text else []
 
     def psc_ids(self, prompt: str) -> tuple[NDArray[np.int64], bool]:
         """Ids [1,L] for the PSC tower, and whether the prompt had to be cut to its context."""
@@ -123,13 +120,14 @@ class PromptCoder:
             ids = ids + [self.settings.psc_pad_id] * (pad_to - len(ids))
         return np.array([ids], np.int64), cut
 
-    def _plain(self, text: str) -> list[int]:
+    def _fill(self, part: str, prompt: str) -> list[int]:
+        """Ids of a part of the template, the prompt put in as plain text where it belongs."""
+        lead, slot, rest = part.partition("{prompt}")
+        if not slot:
+            return self.markup_ids(lead)
         self.text.encode_special_tokens = True
-        return self.text.encode(text, add_special_tokens=False).ids
-
-    def _markup(self, text: str) -> list[int]:
-        self.text.encode_special_tokens = False
-        return self.text.encode(text, add_special_tokens=False).ids if text else []
+        plain = self.text.encode(prompt, add_special_tokens=False).ids
+        return [*self.markup_ids(lead), *plain, *self.markup_ids(rest)]
 
     def decode(self, ids: list[int]) -> str:
         """Ids -> text; [SEG] stays visible, ids outside the vocabulary and ends are left out."""

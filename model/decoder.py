@@ -89,7 +89,7 @@ def _mask(attention_mask: Tensor, steps: int) -> Tensor:
     """
     total = attention_mask.shape[1]
     position = torch.arange(total, device=attention_mask.device)
-    query = position[total - steps :][:, None]  # [T,1]
+    query = (torch.arange(steps, device=attention_mask.device) + (total - steps))[:, None]  # [T,1]
     causal = position[None] <= query  # [T,N+T]
     itself = position[None] == query
     real = attention_mask.bool()[:, None, None]  # [B,1,1,N+T]

@@ -16,7 +16,7 @@ from geomag_edge.model.decoder import CachedDecoder
 from geomag_edge.model.encoder import GeoMagEncoder, init_encoder
 from geomag_edge.model.mask_head import GeoMagMaskHead
 from geomag_edge.model.projector import GeoMagProjector
-from geomag_edge.model.psc import PromptSelector
+from geomag_edge.model.psc import PromptSelector, WindowSelection
 
 
 class GeoMagForConditionalGeneration(PreTrainedModel):
@@ -41,9 +41,17 @@ class GeoMagForConditionalGeneration(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Fresh weights for the parts of our own; towers initialise themselves."""
+        """Fresh weights for the parts of our own; towers initialise themselves.
+
+        PyTorch's own scale rather than a flat 0.02, with which an untrained mask head would
+        answer in the sixth decimal.
+        """
         super()._init_weights(module)
-        if isinstance(module, GeoMagEncoder):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            module.reset_parameters()
+        elif isinstance(module, WindowSelection | GeoMagProjector):
+            module.reset_constants()
+        elif isinstance(module, GeoMagEncoder):
             init_encoder(module)
         elif isinstance(module, GeoMagMaskHead):
             nn.init.normal_(module.place, std=0.5)

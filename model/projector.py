@@ -24,8 +24,12 @@ class GeoMagProjector(nn.Module):
         self.up = nn.Linear(token_dim, hidden)
         self.down = nn.Linear(hidden, hidden)
         self.place = nn.Linear(5 * (2 * FREQUENCIES + 1), hidden)
-        octaves = math.pi * 2.0 ** torch.arange(FREQUENCIES, dtype=torch.float32)
-        self.register_buffer("octaves", octaves, persistent=False)
+        self.register_buffer("octaves", torch.empty(FREQUENCIES), persistent=False)
+        self.reset_constants()
+
+    def reset_constants(self) -> None:
+        """Fills the frequencies; `from_pretrained` builds modules without their constants."""
+        self.octaves.copy_(math.pi * 2.0 ** torch.arange(FREQUENCIES, dtype=torch.float32))
 
     def forward(self, tokens: Tensor, pooling: Tensor, positions: Tensor) -> Tensor:
         """tokens [n,P,Dv], pooling [q,P], positions [n,q,5] -> visual [n,q,D].

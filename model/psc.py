@@ -59,17 +59,23 @@ class WindowSelection(nn.Module):
 
     def __init__(self, psc: PscSettings, grid: int):
         super().__init__()
-        windows = torch.from_numpy(windows_of(grid, psc.windows))
+        self.psc, self.grid = psc, grid
+        windows = len(windows_of(grid, psc.windows))
+        for name, shape in (("corners", (4, windows)), ("boxes", (windows, 4)), ("side", windows)):
+            dtype = torch.int64 if name == "corners" else torch.float32
+            self.register_buffer(name, torch.empty(shape, dtype=dtype), persistent=False)
+        self.reset_constants()
+
+    def reset_constants(self) -> None:
+        """Fills the window table; `from_pretrained` builds modules without their constants."""
+        windows = torch.from_numpy(windows_of(self.grid, self.psc.windows))
         r0, c0, r1, c1 = windows.unbind(1)
-        stride = grid + 1
-        corners = torch.stack(
-            [r1 * stride + c1, r0 * stride + c1, r1 * stride + c0, r0 * stride + c0]
-        )
-        self.max_crops, self.overlap, self.grid = psc.max_crops, psc.overlap, grid
-        self.register_buffer("corners", corners, persistent=False)  # [4,Nw] in the integral image
-        boxes = torch.stack([c0, r0, c1, r1], 1).float()
-        self.register_buffer("boxes", boxes, persistent=False)  # [Nw,4] x0,y0,x1,y1 in patches
-        self.register_buffer("side", (r1 - r0).float(), persistent=False)  # [Nw]
+        stride = self.grid + 1
+        low, high = r0 * stride, r1 * stride
+        corners = torch.stack([high + c1, low + c1, high + c0, low + c0])
+        self.corners.copy_(corners)  # [4,Nw], places in the flat integral image
+        self.boxes.copy_(torch.stack([c0, r0, c1, r1], 1))  # [Nw,4] x0,y0,x1,y1 in patches
+        self.side.copy_(r1 - r0)  # [Nw]
 
     def forward(self, relevance: Tensor, view_box: Tensor) -> tuple[Tensor, Tensor]:
         """relevance [G,G], view_box [4] px -> boxes [K,4] px, scores [K]."""
@@ -80,7 +86,7 @@ class WindowSelection(nn.Module):
         cell = (view_box[2] - view_box[0]) / self.grid
         origin = torch.cat([view_box[:2], view_box[:2]])
         chosen, kept = [], []
-        for _ in range(self.max_crops):
+        for _ in range(self.psc.max_crops):
             best = scores.argmax(0, keepdim=True)  # [1]
             box = self.boxes[best]  # [1,4]
             chosen.append(origin + box * cell)
@@ -90,7 +96,7 @@ class WindowSelection(nn.Module):
             inner = (high - low).clamp(min=0)
             common = inner[:, 0] * inner[:, 1]
             iou = common / (area[best] + area - common)
-            scores = torch.where(iou > self.overlap, torch.full_like(scores, -1.0), scores)
+            scores = torch.where(iou > self.psc.overlap, torch.full_like(scores, -1.0), scores)
         return torch.cat(chosen), torch.cat(kept)
 
 

@@ -1,0 +1,168 @@
+"""`geomag-edge export`: checkpoint -> bundle, with parity proven before anything is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import torch
+
+from geomag_edge.errors import InputError, ParityError
+from geomag_edge.export.describe import TOKENIZERS, describe, load_coder, ports
+from geomag_edge.export.encoder import encoder_graph
+from geomag_edge.export.glue import embed_graph, projector_graph
+from geomag_edge.export.graph import OPSETS, export_graph
+from geomag_edge.export.llm import llm_graph
+from geomag_edge.export.mask_head import mask_head_graph
+from geomag_edge.export.parity import capture, release
+from geomag_edge.export.psc import add_crops, psc_select_graph
+from geomag_edge.graphs import TOLERANCES, GraphSpec, all_graphs
+from geomag_edge.manifest import MANIFEST, Bundle, Manifest, sha256_of
+from geomag_edge.model.geomag import GeoMagForConditionalGeneration, load_checkpoint
+from geomag_edge.prompts import PromptCoder
+from geomag_edge.runtime.chain import Chain
+from geomag_edge.runtime.ort import OrtEngine
+from geomag_edge.runtime.reference import Sample, save_reference
+from geomag_edge.runtime.verify import Report, verify
+from geomag_edge.staging import staged_folder
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+STEPS = 20
+"""How often `progress` is called, for a progress bar."""
+
+
+def export_bundle(
+    checkpoint: Path,
+    out: Path,
+    dtype: str = "fp32",
+    opset: int = 23,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Report:
+    """Exports a checkpoint to a bundle and proves that it answers as PyTorch does.
+
+    Weights leave memory as soon as their graph is on disk, so the peak stays near one copy.
+
+    Args:
+        checkpoint: a GeoMag checkpoint folder.
+        out: where the bundle goes; written beside and renamed, so it is there whole or not.
+        dtype: `fp32` or `fp16`, the graphs' precision.
+        opset: 23 (fused attention) or 20 (decomposed).
+        force: replace an existing `out`.
+        progress: called with a few words as each step starts.
+
+    Returns:
+        The parity report, which the manifest holds too.
+
+    Raises:
+        CheckpointError, ExportError, OutputError.
+        ParityError: a graph or the chain is past the precision's tolerance; nothing is written.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    if opset not in OPSETS:
+        raise InputError(f"opset {opset} is not supported: choose one of {OPSETS}")
+    checkpoint, out = Path(checkpoint), Path(out)
+    with staged_folder(out, force) as stage:
+        progress("loading the checkpoint")
+        model = load_checkpoint(checkpoint)
+        manifest = describe(model, checkpoint, out)
+        coder = load_coder(manifest, checkpoint)
+        samples = capture(model, manifest, coder, progress)
+        save_reference(samples, stage / "reference")
+        for name in TOKENIZERS:
+            shutil.copyfile(checkpoint / name, stage / name)
+
+        folder = stage / "onnx" / dtype
+        folder.mkdir(parents=True)
+        _export_graphs(model.to(DTYPES[dtype]), folder, opset, progress)
+        del model
+        manifest.graphs[dtype] = {
+            spec.name: _record(spec, folder, stage, dtype, opset)
+            for spec in all_graphs(manifest.decoder.layers)
+        }
+        progress("hashing")
+        _list_files(manifest, stage)
+        report = _verify(manifest, coder, samples, stage, dtype, progress)
+        manifest.parity[dtype] = report.to_json()
+        (stage / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n")
+        if not report.ok:
+            raise ParityError(f"parity failed, nothing was written: {report.first_drift}")
+        progress("writing the bundle")
+    return report
+
+
+def _export_graphs(
+    model: GeoMagForConditionalGeneration,
+    folder: Path,
+    opset: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Exports graph after graph; a part of the model is freed once nothing needs it."""
+    progress("exporting encoder")
+    export_graph(encoder_graph(model), folder, opset)
+    release(model.encoder)
+    progress("exporting mask_head")
+    export_graph(mask_head_graph(model), folder, opset)
+    release(model.mask_head)
+    progress("exporting psc")
+    select = export_graph(psc_select_graph(model), folder, opset)
+    add_crops(select, model.config, folder)
+    release(model.psc)
+    progress("exporting projector and embed")
+    export_graph(projector_graph(model), folder, opset)
+    export_graph(embed_graph(model), folder, opset)
+    progress("exporting llm")
+    export_graph(llm_graph(model), folder, opset)
+    release(model)
+
+
+def _record(spec: GraphSpec, folder: Path, stage: Path, precision: str, opset: int) -> dict:
+    """What the manifest says of one graph."""
+    model = onnx.load(str(folder / spec.file), load_external_data=False)
+    data = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    inside = folder.relative_to(stage).as_posix()
+    return {
+        "file": f"{inside}/{spec.file}",
+        "data": sorted(f"{inside}/{name}" for name in data),
+        "precision": precision,
+        "opset": opset,
+        "inputs": ports(spec.inputs, precision),
+        "outputs": ports(spec.outputs, precision),
+    }
+
+
+def _list_files(manifest: Manifest, stage: Path) -> None:
+    manifest.files = {
+        path.relative_to(stage).as_posix(): sha256_of(path)
+        for path in sorted(stage.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _verify(
+    manifest: Manifest,
+    coder: PromptCoder,
+    samples: list[Sample],
+    stage: Path,
+    dtype: str,
+    progress: Callable[[str], None],
+) -> Report:
+    """Parity of the staged graphs in ONNX Runtime with what PyTorch did."""
+    engine = OrtEngine(Bundle(stage, manifest), dtype, None)
+    chain = Chain(engine, manifest, coder)
+    try:
+        return verify(chain, samples, TOLERANCES[dtype], progress)
+    finally:
+        chain.close()
+
+

@@ -1,0 +1,3 @@
+"""x"""
+def add_arguments(p): pass
+def execute(a): pass

@@ -1,0 +1,40 @@
+"""Turn a checkpoint into a bundle of ONNX graphs, with a parity report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from geomag_edge.cli.console import needs_extra, parity_table, print_json, steps
+from geomag_edge.targets import TARGETS, find_target
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `export`."""
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="GeoMag checkpoint folder")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
+    parser.add_argument(
+        "--target",
+        default="portable",
+        metavar="T",
+        help="what the graphs are for: "
+        + "; ".join(f"{t.name} (opset {t.opset}: {t.note})" for t in TARGETS.values()),
+    )
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "fp16"))
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Exports and prints the parity report."""
+    target = find_target(args.target)
+    with needs_extra("export"):
+        from geomag_edge.export.exporter import STEPS, export_bundle
+    with steps(STEPS, "export") as progress:
+        report = export_bundle(
+            args.checkpoint, args.output, args.dtype, target.opset, args.force, progress
+        )
+    if args.json:
+        print_json({"bundle": str(args.output), "parity": report.to_json()})
+    else:
+        print(parity_table(report.to_json()))
+        print(f"bundle written to {args.output}")

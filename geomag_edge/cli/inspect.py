@@ -1,0 +1,62 @@
+"""Show what a bundle holds, and check every file's sha256."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from geomag_edge.cli.console import print_json, table
+from geomag_edge.manifest import Bundle
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `inspect`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Checks all files and prints the manifest as tables."""
+    bundle = Bundle.open(args.bundle)
+    manifest = bundle.manifest
+    sizes = {name: bundle.file(name).stat().st_size for name in manifest.files}
+    if args.json:
+        print_json(manifest.to_json() | {"sizes_bytes": sizes})
+        return
+    view = manifest.view
+    print(f"bundle      {args.bundle} ({sum(sizes.values()) / 1e6:.1f} MB, all sha256 good)")
+    print(f"created by  {manifest.created_by}")
+    families = (manifest.model_config[f"{part}_config"] for part in ("vision", "prompt", "text"))
+    print("model       " + ", ".join(f["model_type"] for f in families))
+    print(f"views       {view.view_px} px, {view.grid} x {view.grid} patches")
+    if manifest.untrained:
+        print(f"UNTRAINED   {', '.join(manifest.untrained)}: answers mean nothing yet")
+    print()
+    rows = []
+    for precision, records in manifest.graphs.items():
+        for name, record in records.items():
+            size = sum(sizes[f] for f in [record["file"], *record["data"]])
+            rows.append(
+                (precision, name, record["opset"], f"{size / 1e6:.1f}",
+                 _signature(record["inputs"]), _signature(record["outputs"]))
+            )  # fmt: skip
+    print(table(("precision", "graph", "opset", "MB", "inputs", "outputs"), rows))
+    print()
+    budgets = [
+        (level, b.visual_tokens, f"{b.global_grid} x {b.global_grid}", b.crops,
+         f"{b.crop_grid} x {b.crop_grid}")
+        for level, b in manifest.budgets.items()
+    ]  # fmt: skip
+    print(table(("level", "visual tokens", "whole", "crops", "each"), budgets))
+    print()
+    parity = [
+        (p, r["engine"], "ok" if r["ok"] else r["first_drift"],
+         f"{max(d['relative'] for d in r['graphs']):.1e}")
+        for p, r in manifest.parity.items()
+    ]  # fmt: skip
+    print(table(("parity", "engine", "verdict", "worst relative error"), parity))
+
+
+def _signature(ports: list[dict]) -> str:
+    shown = [p for p in ports if not p["name"].startswith(("past_key", "present."))]
+    text = ", ".join(f"{p['name']}[{','.join(str(a) for a in p['axes'])}]" for p in shown)
+    return text + (f" + {len(ports) - len(shown)} of the cache" if len(ports) > len(shown) else "")

@@ -1,0 +1,168 @@
+"""Ask a bundle about an image: answer, boxes, masks and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geomag_edge.cli.console import print_json
+from geomag_edge.errors import InputError
+
+if TYPE_CHECKING:
+    from geomag_edge.runtime.chain import Result
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that choose what runs the graphs."""
+    parser.add_argument("--engine", default="ort-cpu", help="ort-cpu (default) or torch")
+    parser.add_argument("--precision", default="fp32", help="which graphs of the bundle: fp32, fp16")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="the bundle's checkpoint, for --engine torch"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `run`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="PNG, JPEG, GeoTIFF, ...")
+    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR",
+        help="write answer.json, masks.tif, masks.geojson and overlay.png here",
+    )  # fmt: skip
+    add_engine_arguments(parser)
+    parser.add_argument(
+        "--budget", metavar="B",
+        help="tokens to spend: a level (image, region, pixel), G+KxC (12+4x8), or Nt (200t); "
+        "default: what the model's router asks for",
+    )  # fmt: skip
+    parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
+    parser.add_argument(
+        "--answer-prefix", default="", metavar="TEXT",
+        help="start the answer with this; '[SEG]' asks for a mask whatever the model would say",
+    )  # fmt: skip
+    parser.add_argument("--bands", metavar="R,G,B", help="1-based band numbers, or one")
+    parser.add_argument(
+        "--range", metavar="LOW,HIGH", dest="value_range",
+        help="values shown as black and white, for other types than uint8",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="replace an existing output folder")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Asks, writes the outputs, prints the answer."""
+    from geomag_edge.runtime.pipeline import Pipeline
+
+    bands = _numbers(args.bands, int, "--bands", (1, 3))
+    value_range = _numbers(args.value_range, float, "--range", (2,))
+    show = None if args.json else _show
+    with (
+        Pipeline.load(
+            args.bundle, args.engine, args.precision, args.threads, args.checkpoint
+        ) as pipe,
+        pipe.open(args.image, bands, value_range) as session,
+    ):
+        result = session.ask(
+            args.prompt, args.budget, args.max_new_tokens, args.answer_prefix, show
+        )
+        if not args.json:
+            print()
+        answer = describe(result, args.image)
+        written = write(session, result, answer, args.output, args.force) if args.output else {}
+    if args.json:
+        print_json(answer | {"files": {k: str(v) for k, v in written.items()}})
+    else:
+        print_answer(answer)
+        for name in written.values():
+            print(f"  wrote     {name}")
+
+
+def _show(piece: str) -> None:
+    print(piece, end="", flush=True, file=sys.stdout)
+
+
+def _numbers(text: str | None, kind: type, name: str, counts: tuple[int, ...]) -> Any:
+    if text is None:
+        return None
+    try:
+        values = tuple(kind(x) for x in text.split(","))
+    except ValueError as e:
+        raise InputError(f"{name} {text!r} is not a list of numbers such as 1,2,3") from e
+    if len(values) not in counts:
+        wanted = " or ".join(str(c) for c in counts)
+        raise InputError(f"{name} {text!r} has {len(values)} numbers: give {wanted}")
+    return values
+
+
+def describe(result: Result, image: Path | str) -> dict[str, Any]:
+    """A result as plain data, as in answer.json."""
+    return {
+        "image": str(image),
+        "prompt": result.prompt,
+        "text": result.text,
+        "granularity": result.granularity,
+        "granularity_probabilities": result.granularity_probabilities,
+        "budget": result.budget.to_json(),
+        "boxes": result.boxes,
+        "masks": [
+            {"id": i + 1, "score": m.score, "area_px": m.area_px, "box": m.bbox}
+            for i, m in enumerate(result.masks)
+        ],
+        "crops": result.crop_boxes.tolist(),
+        "crop_scores": result.crop_scores.tolist(),
+        "answer_tokens": len(result.token_ids),
+        "stopped": result.stopped,
+        "timings_ms": {k: round(v, 3) for k, v in result.timings_ms.items()},
+        "engine": result.engine,
+        "precision": result.precision,
+        "providers": result.providers,
+        "notes": result.notes,
+    }
+
+
+def write(
+    session: Any, result: Result, answer: dict[str, Any], out: Path, force: bool
+) -> dict[str, Path]:
+    """Writes an answer's files into a folder."""
+    from geomag_edge.runtime.outputs import write_outputs
+    from geomag_edge.staging import staged_folder
+
+    with staged_folder(out, force) as stage:
+        files = write_outputs(
+            stage, session.scene, answer, result.masks, result.relevance, result.view_box,
+            result.crop_boxes, [result.prompt] * len(result.masks),
+        )  # fmt: skip
+    return {name: out / path.name for name, path in files.items()}
+
+
+def print_answer(answer: dict[str, Any]) -> None:
+    """The facts of an answer, below its text."""
+    odds = answer["granularity_probabilities"][answer["granularity"]]
+    budget = answer["budget"]
+    print(f"  task      {answer['granularity']} ({odds:.0%})")
+    print(
+        f"  budget    {budget['visual_tokens']} visual tokens: {budget['global_grid']} x "
+        f"{budget['global_grid']} of the whole, {len(answer['crops'])} crops of "
+        f"{budget['crop_grid']} x {budget['crop_grid']}"
+    )
+    for box in answer["boxes"]:
+        print("  box       " + ", ".join(f"{v:.1f}" for v in box))
+    for mask in answer["masks"]:
+        print(f"  mask {mask['id']}    {mask['area_px']} px, score {mask['score']:.2f}")
+    times = ", ".join(f"{k} {v:.0f}" for k, v in answer["timings_ms"].items())
+    providers = ", ".join(sorted(set(answer["providers"].values())))
+    print(f"  ms        {times}")
+    print(f"  engine    {answer['engine']} {answer['precision']} ({providers})")
+    for note in answer["notes"]:
+        print(f"  note      {note}")

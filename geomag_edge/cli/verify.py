@@ -1,0 +1,37 @@
+"""Replay the bundle's reference inputs on this machine's engine and say what drifted first."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from geomag_edge.cli.console import parity_table, print_json, steps
+from geomag_edge.cli.run import add_engine_arguments
+from geomag_edge.errors import ParityError
+from geomag_edge.graphs import CHAIN, TOLERANCES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `verify`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    add_engine_arguments(parser)
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Verifies and prints the report; drift past tolerance is a failure."""
+    from geomag_edge.runtime.pipeline import Pipeline
+    from geomag_edge.runtime.reference import FILES, load_reference
+    from geomag_edge.runtime.verify import verify
+
+    with Pipeline.load(
+        args.bundle, args.engine, args.precision, args.threads, args.checkpoint
+    ) as pipe:
+        samples = load_reference(*(pipe.bundle.file(f"reference/{name}") for name in FILES))
+        with steps(len(CHAIN) + len(samples), "verify") as progress:
+            report = verify(pipe.chain, samples, TOLERANCES[args.precision], progress)
+    if args.json:
+        print_json(report.to_json())
+    else:
+        print(parity_table(report.to_json()))
+    if not report.ok:
+        raise ParityError(f"{args.bundle} drifted on {args.engine}: {report.first_drift}")

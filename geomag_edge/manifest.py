@@ -1,0 +1,248 @@
+"""`bundle.json`: what a bundle holds, read and checked before anything in it is opened.
+
+docs/BUNDLE.md is the specification of the format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from geomag_edge.budgets import LEVELS, TokenBudget
+from geomag_edge.errors import BundleError
+from geomag_edge.prompts import PromptSettings
+from geomag_edge.views import PscSettings
+
+MANIFEST = "bundle.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How pixels become views: side S, patch grid G, and the normalisation (0..1 units)."""
+
+    view_px: int
+    grid: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """What the runtime must know to keep the LLM's cache."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+
+
+@dataclass
+class Manifest:
+    """The parsed manifest.
+
+    Attributes:
+        created_by: program and version.
+        model_config: the checkpoint's config.json, as it is.
+        view, prompt, psc, budgets, decoder: what the chain needs, without any model library.
+        graphs: precision -> graph name -> record (file, data, inputs, outputs, opset).
+        files: every other file and every graph's file -> sha256.
+        checkpoint: sha256 digest and relative path of the checkpoint that was exported.
+        parity, accuracy: reports.
+        untrained: parts of the model that were never trained.
+    """
+
+    created_by: str
+    model_config: dict[str, Any]
+    view: ViewSettings
+    prompt: PromptSettings
+    psc: PscSettings
+    budgets: dict[str, TokenBudget]
+    decoder: DecoderShape
+    graphs: dict[str, dict[str, dict[str, Any]]]
+    files: dict[str, str]
+    checkpoint: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
+    parity: dict[str, Any] = field(default_factory=dict)
+    accuracy: dict[str, Any] = field(default_factory=dict)
+    untrained: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The form written to bundle.json."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "created_by": self.created_by,
+            "preprocessing": {
+                "view_px": self.view.view_px,
+                "grid": self.view.grid,
+                "mean": list(self.view.mean),
+                "std": list(self.view.std),
+            },
+            "prompt": self.prompt.to_json(),
+            "psc": {
+                "max_crops": self.psc.max_crops,
+                "windows": list(self.psc.windows),
+                "overlap": self.psc.overlap,
+                "levels": self.psc.levels,
+            },
+            "token_budgets": {k: b.to_json() for k, b in self.budgets.items()},
+            "decoder": vars(self.decoder),
+            "graphs": self.graphs,
+            "files": self.files,
+            "checkpoint": self.checkpoint,
+            "calibration": self.calibration,
+            "parity": self.parity,
+            "accuracy": self.accuracy,
+            "untrained": self.untrained,
+            "model_config": self.model_config,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Manifest:
+        """Reads `to_json`'s form.
+
+        Raises:
+            BundleError: another version, a field missing or of the wrong kind, a path that
+                leaves the bundle.
+        """
+        if not isinstance(data, dict) or "format_version" not in data:
+            raise BundleError(f"{MANIFEST} is not a geomag-edge manifest: it has no format_version")
+        version = data["format_version"]
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"the bundle has format version {version!r}, this program reads {FORMAT_VERSION}: "
+                "export it again, or install the matching geomag-edge"
+            )
+        try:
+            pre = data["preprocessing"]
+            manifest = cls(
+                created_by=str(data["created_by"]),
+                model_config=dict(data["model_config"]),
+                view=ViewSettings(
+                    int(pre["view_px"]), int(pre["grid"]),
+                    tuple(float(x) for x in pre["mean"]),  # type: ignore[arg-type]
+                    tuple(float(x) for x in pre["std"]),  # type: ignore[arg-type]
+                ),
+                prompt=PromptSettings.from_json(data["prompt"]),
+                psc=PscSettings.from_json(data["psc"]),
+                budgets={k: TokenBudget.from_json(data["token_budgets"][k]) for k in LEVELS},
+                decoder=DecoderShape(**{k: int(v) for k, v in data["decoder"].items()}),
+                graphs=dict(data["graphs"]),
+                files={str(k): str(v) for k, v in data["files"].items()},
+                checkpoint=dict(data["checkpoint"]),
+                calibration=data["calibration"],
+                parity=dict(data["parity"]),
+                accuracy=dict(data["accuracy"]),
+                untrained=list(data["untrained"]),
+            )  # fmt: skip
+            for name in [*manifest.files, *_graph_files(manifest.graphs)]:
+                check_inside(name)
+        except BundleError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise BundleError(
+                f"{MANIFEST} is damaged: {type(e).__name__} at {e}; export the bundle again"
+            ) from e
+        unlisted = [f for f in _graph_files(manifest.graphs) if f not in manifest.files]
+        if unlisted:
+            raise BundleError(f"{MANIFEST} gives no sha256 for {unlisted[0]}: export it again")
+        return manifest
+
+
+def _graph_files(graphs: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    return [
+        name
+        for records in graphs.values()
+        for record in records.values()
+        for name in [record["file"], *record["data"]]
+    ]
+
+
+def check_inside(name: str) -> str:
+    """A manifest path, relative and inside the bundle.
+
+    Raises:
+        BundleError: absolute, with a drive or backslash, or leaving the bundle.
+    """
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+        raise BundleError(f"the manifest names {name!r}, which is not a path inside the bundle")
+    return name
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Bundle:
+    """A bundle folder opened for reading: its manifest, and its files after their check."""
+
+    def __init__(self, root: Path, manifest: Manifest):
+        self.root, self.manifest = root, manifest
+        self._checked: set[str] = set()
+
+    @classmethod
+    def open(cls, root: str | Path) -> Bundle:
+        """Reads and checks the manifest; no other file is touched yet.
+
+        Raises:
+            BundleError: no bundle there, or a manifest that is damaged, unknown or unsafe.
+        """
+        root = Path(root)
+        path = root / MANIFEST
+        if not path.is_file():
+            raise BundleError(
+                f"no bundle at {root}: there is no {MANIFEST}; make one with `geomag-edge export`"
+            )
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise BundleError(f"{path} is not readable JSON: {e}") from e
+        return cls(root, Manifest.from_json(data))
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle, once its sha256 has been checked.
+
+        Raises:
+            BundleError: not in the manifest, missing, leaving the bundle through a link, or with
+                other content than the manifest says.
+        """
+        path = self.root / check_inside(name)
+        if name in self._checked:
+            return path
+        if name not in self.manifest.files:
+            raise BundleError(f"{name} is not listed in {MANIFEST}, so it is not opened")
+        if not path.is_file():
+            raise BundleError(f"the bundle lacks {name}: copy it again or export it again")
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise BundleError(f"{name} is a link that leaves the bundle, so it is not opened")
+        if sha256_of(path) != self.manifest.files[name]:
+            raise BundleError(
+                f"{name} is not what was exported (sha256 differs): copy or export it again"
+            )
+        self._checked.add(name)
+        return path
+
+    def graph(self, name: str, precision: str) -> Path:
+        """The checked path of a graph (its external data checked too).
+
+        Raises:
+            BundleError: the bundle has no such precision or graph.
+        """
+        records = self.manifest.graphs.get(precision)
+        if records is None:
+            have = ", ".join(self.manifest.graphs) or "none"
+            raise BundleError(f"the bundle has no {precision} graphs: it has {have}")
+        if name not in records:
+            raise BundleError(f"the bundle has no {precision} graph {name!r}: export it again")
+        for data in records[name]["data"]:
+            self.file(data)
+        return self.file(records[name]["file"])

@@ -1,0 +1,62 @@
+"""Writing a folder so that it is there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from geomag_edge.errors import OutputError
+
+
+@contextmanager
+def staged_folder(out: Path, force: bool = False) -> Iterator[Path]:
+    """Yields a folder beside `out` that becomes `out` when the body ends without an error.
+
+    Whatever ends the body (an error, a full disk, Ctrl-C), the half-written folder is removed
+    and an existing `out` is left as it was.
+
+    Raises:
+        OutputError: `out` exists and `force` is not given, or cannot be written.
+    """
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists: choose another place or give --force to replace it")
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file: choose another place")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as e:
+        raise OutputError(f"cannot write to {out.parent}: {e.strerror}") from e
+    try:
+        yield stage
+        os.chmod(stage, 0o755)  # mkdtemp keeps others out
+        _swap(stage, out)
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(f"the disk is full: nothing was written to {out}") from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise OutputError(f"cannot write to {out}: {e.strerror}") from e
+        raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _swap(stage: Path, out: Path) -> None:
+    """Puts `stage` in the place of `out`; an old `out` goes only when the new one is in place."""
+    if not out.exists():
+        stage.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    out.rename(old / "was")
+    try:
+        stage.rename(out)
+    except OSError:
+        (old / "was").rename(out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,16 @@
+"""One digest for a checkpoint's weights and config, so that a bundle knows where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from geomag_edge.manifest import sha256_of
+
+
+def checkpoint_digest(path: Path) -> str:
+    """sha256 over the names and sha256 of config.json and every safetensors file."""
+    digest = hashlib.sha256()
+    for file in sorted([path / "config.json", *path.glob("*.safetensors")]):
+        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
+    return digest.hexdigest()

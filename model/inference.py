@@ -1,0 +1,147 @@
+"""The reference: one readable pass from image and prompt to answer, in PyTorch alone.
+
+Shares the model's modules and the geometry of `geomag_edge.views` with the deployed chain, and
+nothing else: no engine, no explicit cache (Hugging Face's own `generate` decodes), so that the
+chain has something independent to be compared with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geomag_edge.budgets import LEVELS, TokenBudget
+from geomag_edge.cpp_ext import torch_op  # noqa: F401 - registers torch.ops.geomag.psc_crop
+from geomag_edge.model.geomag import GeoMagForConditionalGeneration
+from geomag_edge.prompts import PromptCoder
+from geomag_edge.views import (
+    Candidates,
+    PscSettings,
+    choose_crops,
+    global_box,
+    pooling_matrix,
+    token_positions,
+    useful_levels,
+)
+
+
+@dataclass
+class ReferenceAnswer:
+    """What the model says of an image.
+
+    Attributes:
+        token_ids: the answer's ids, a forced prefix included.
+        level: the routed task level.
+        view_boxes: f32[n,4] px, global first.
+        mask_logits: [m,n,M,M], one for each [SEG] and view; quality: [m,n].
+    """
+
+    token_ids: list[int]
+    level: str
+    view_boxes: NDArray[np.float32]
+    mask_logits: Tensor
+    quality: Tensor
+
+
+@torch.inference_mode()
+def answer(
+    model: GeoMagForConditionalGeneration,
+    coder: PromptCoder,
+    image: NDArray[np.uint8],
+    prompt: str,
+    budget: TokenBudget | None = None,
+    max_new_tokens: int = 64,
+    answer_prefix: str = "",
+) -> ReferenceAnswer:
+    """Answers a prompt about an image.
+
+    Args:
+        model: the model, in eval mode.
+        coder: its prompt coder.
+        image: u8[H,W,3].
+        prompt: plain text.
+        budget: None for the routed level's own.
+        max_new_tokens: at most so many ids after the prefix.
+        answer_prefix: the answer's forced start.
+    """
+    config = model.config
+    height, width = image.shape[:2]
+    psc = PscSettings.from_json(config.psc)
+    pixels, shape = torch.from_numpy(image), torch.tensor(image.shape)
+    prompt_ids = torch.from_numpy(coder.psc_ids(prompt)[0])
+    mean_std = torch.tensor([config.image_mean, config.image_std])
+
+    def encode(boxes: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
+        views = torch.ops.geomag.psc_crop(
+            pixels, torch.from_numpy(boxes), mean_std, config.view_px
+        )
+        return model.encoder(views.to(model.dtype))
+
+    def select(embeds: Tensor, box: NDArray[np.float32]) -> tuple[Tensor, ...]:
+        return model.psc(embeds, prompt_ids, torch.from_numpy(box), shape)
+
+    boxes = global_box(height, width)[None]
+    tokens, embeds, features = encode(boxes)
+    granularity, _, first_boxes, first_scores = select(embeds, boxes[0])
+    level = LEVELS[int(granularity.argmax())]
+    budget = budget or config.budgets[level]
+
+    if budget.crops:
+
+        def look_again(found: NDArray[np.float32]) -> list[Candidates]:
+            looks = [select(encode(box[None])[1], box) for box in found]
+            return [(look[2].numpy(), look[3].numpy()) for look in looks]
+
+        levels = useful_levels(height, width, config.view_px, config.grid, psc)
+        first = (first_boxes.numpy(), first_scores.numpy())
+        crops, _ = choose_crops(first, budget.crops, levels, psc.overlap, look_again)
+        if len(crops):
+            crop_tokens, _, crop_features = encode(crops)
+            boxes = np.concatenate([boxes, crops])
+            tokens = torch.cat([tokens, crop_tokens])
+            features = torch.cat([features, crop_features])
+
+    def project(part: Tensor, part_boxes: NDArray[np.float32], grid: int) -> Tensor:
+        pooling = torch.from_numpy(pooling_matrix(config.grid, grid))
+        places = torch.from_numpy(token_positions(part_boxes, grid, height, width))
+        return model.projector(part, pooling, places).flatten(0, 1)
+
+    visual = [project(tokens[:1], boxes[:1], budget.global_grid)]
+    if len(boxes) > 1:
+        visual.append(project(tokens[1:], boxes[1:], budget.crop_grid))
+    ids, hidden = _generate(model, coder, prompt, torch.cat(visual), answer_prefix, max_new_tokens)
+    queries = hidden[torch.tensor(ids) == config.seg_token_id]
+    mask_logits, quality = model.mask_head(features, queries)
+    return ReferenceAnswer(ids, level, boxes, mask_logits, quality)
+
+
+def _generate(
+    model: GeoMagForConditionalGeneration, coder: PromptCoder, prompt: str, visual: Tensor,
+    answer_prefix: str, max_new_tokens: int,
+) -> tuple[list[int], Tensor]:  # fmt: skip
+    """Hugging Face's greedy `generate`, then the answer's hidden states [len(ids),D] in one pass."""
+    embed = model.get_input_embeddings()
+    before, after = coder.around_image(prompt)
+    prefix = coder.markup_ids(answer_prefix)
+    head = torch.tensor(before, dtype=torch.int64)
+    tail = torch.tensor([*after, *prefix], dtype=torch.int64)
+    prompt_embeds = torch.cat([embed(head), visual, embed(tail)])[None]
+    new = model.language_model.generate(
+        inputs_embeds=prompt_embeds,
+        attention_mask=torch.ones(prompt_embeds.shape[:2], dtype=torch.int64),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=list(coder.settings.eos_token_ids),
+        pad_token_id=coder.settings.eos_token_ids[0],
+    )[0].tolist()
+    if new and new[-1] in coder.settings.eos_token_ids:
+        new.pop()
+    ids = [*prefix, *new]
+    whole = torch.cat([prompt_embeds[0], embed(torch.tensor(new, dtype=torch.int64))])[None]
+    states = model.language_model.model(inputs_embeds=whole, use_cache=False).last_hidden_state[0]
+    return ids, states[len(states) - len(ids) :]

@@ -1,0 +1,358 @@
+"""The chain: views -> encoder -> PSC and TMRA -> projector -> LLM -> mask head.
+
+Reads like DESIGN's list of stages; engines, files and pixels are behind `Session` and `Scene`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomag_edge.budgets import LEVELS, TokenBudget, check_budget, parse_budget
+from geomag_edge.errors import PromptError
+from geomag_edge.graphs import CHAIN
+from geomag_edge.manifest import Manifest
+from geomag_edge.prompts import PromptCoder, boxes_in
+from geomag_edge.runtime.decode import Decoded, decode_greedily
+from geomag_edge.runtime.engine import Engine, Session
+from geomag_edge.runtime.masks import Mask
+from geomag_edge.runtime.scene import Scene
+from geomag_edge.views import (
+    Candidates,
+    choose_crops,
+    global_box,
+    pooling_matrix,
+    token_positions,
+    useful_levels,
+)
+
+F32 = NDArray[np.float32]
+
+
+@dataclass
+class Views:
+    """Encoded views: boxes [n,4] px, tokens [n,P,Dv], embeds [n,P,De], features [n,Cf,F,F]."""
+
+    boxes: F32
+    tokens: NDArray
+    embeds: NDArray
+    features: NDArray
+
+
+@dataclass
+class Result:
+    """An answer.
+
+    Attributes:
+        prompt, text: what was asked and what the model said, markup included.
+        granularity: the task level that TMRA's router chose.
+        granularity_probabilities: of each level.
+        budget: the token budget that ran (the level's own, unless another was asked for).
+        boxes: [x0,y0,x1,y1] in pixels of the image, for each box in the text.
+        masks: one `Mask` for each [SEG] in the text; `numpy.asarray(mask)` is bool [H,W].
+        relevance: f32[G,G] over the centred square of the image's longer side (`view_box`).
+        crop_boxes: f32[k,4] px, what PSC magnified, coarse levels first.
+        token_ids: the answer's ids.
+        stopped: "end" or "length".
+        timings_ms: time of each stage, and `total`.
+        providers: what ran each graph.
+        notes: plain remarks on how the input was read.
+    """
+
+    prompt: str
+    text: str
+    granularity: str
+    granularity_probabilities: dict[str, float]
+    budget: TokenBudget
+    boxes: list[list[float]]
+    masks: list[Mask]
+    relevance: F32
+    view_box: F32
+    crop_boxes: F32
+    crop_scores: F32
+    token_ids: list[int]
+    stopped: str
+    decode_steps: int
+    timings_ms: dict[str, float]
+    engine: str
+    precision: str
+    providers: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
+class Stopwatch:
+    """Adds up milliseconds by stage."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Times the body under a stage's name."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[stage] = self.ms.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
+
+
+class Chain:
+    """The graphs of one bundle on one engine."""
+
+    def __init__(self, engine: Engine, manifest: Manifest, coder: PromptCoder):
+        self.engine, self.manifest, self.coder = engine, manifest, coder
+        self.sessions: dict[str, Session] = {}
+        try:
+            for graph in CHAIN:
+                self.sessions[graph] = engine.session(graph)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Frees every graph and the engine."""
+        for session in self.sessions.values():
+            session.close()
+        self.sessions = {}
+        self.engine.close()
+
+    def encode(self, scene: Scene, boxes: F32, watch: Stopwatch) -> Views:
+        """Cuts the boxes out of the scene and encodes them."""
+        view = self.manifest.view
+        with watch("crop"):
+            mean_std = np.array([view.mean, view.std], np.float32)
+            pixels = scene.crop(boxes, mean_std, view.view_px)
+        with watch("encode"):
+            out = self.sessions["encoder"].run({"views": pixels})
+        return Views(boxes, out["tokens"], out["embeds"], out["features"])
+
+    def select(
+        self, view: Views, index: int, prompt_ids: NDArray, scene: Scene
+    ) -> dict[str, NDArray]:
+        """PSC's look into one encoded view: granularity, relevance, boxes, scores."""
+        return self.sessions["psc_select"].run(
+            {
+                "embeds": view.embeds[index : index + 1],
+                "prompt_ids": prompt_ids,
+                "view_box": view.boxes[index],
+                "image_shape": np.array([scene.height, scene.width, 3], np.int64),
+            }
+        )
+
+    def project(self, views: Views, grid: int, scene: Scene) -> F32:
+        """Views -> visual tokens [n*grid*grid, D], view by view."""
+        out = self.sessions["projector"].run(
+            {
+                "tokens": views.tokens,
+                "pooling": pooling_matrix(self.manifest.view.grid, grid),
+                "positions": token_positions(views.boxes, grid, scene.height, scene.width),
+            }
+        )
+        return out["visual"].reshape(-1, self.manifest.decoder.hidden)
+
+    def masks(self, views: Views, queries: F32, shape: tuple[int, int]) -> list[Mask]:
+        """Mask queries [m,D] against the feature maps of the views."""
+        if not len(queries):
+            return []
+        out = self.sessions["mask_head"].run({"features": views.features, "queries": queries})
+        logits = out["mask_logits"].astype(np.float32)
+        quality = out["quality"].astype(np.float32)
+        return [
+            Mask(shape, views.boxes, view_logits, view_quality, score=float(view_quality.max()))
+            for view_logits, view_quality in zip(logits, quality, strict=True)
+        ]
+
+
+class SceneSession:
+    """One image and what is already known of it; any number of prompts share its encoded views."""
+
+    def __init__(self, chain: Chain, scene: Scene):
+        self.chain, self.scene = chain, scene
+        self._known: dict[bytes, tuple[NDArray, NDArray, NDArray]] = {}
+
+    def views(self, boxes: F32, watch: Stopwatch) -> Views:
+        """Encoded views of the boxes, in order; only unseen boxes are encoded."""
+        boxes = np.ascontiguousarray(boxes, np.float32).reshape(-1, 4)
+        new = [box for box in boxes if box.tobytes() not in self._known]
+        if new:
+            fresh = self.chain.encode(self.scene, np.stack(new), watch)
+            for i, box in enumerate(new):
+                self._known[box.tobytes()] = (fresh.tokens[i], fresh.embeds[i], fresh.features[i])
+        parts = [self._known[box.tobytes()] for box in boxes]
+        return Views(boxes, *(np.stack(column) for column in zip(*parts, strict=True)))
+
+    def ask(
+        self,
+        prompt: str,
+        budget: str | TokenBudget | None = None,
+        max_new_tokens: int = 64,
+        answer_prefix: str = "",
+        on_text: Callable[[str], None] | None = None,
+    ) -> Result:
+        """Answers one prompt about the image.
+
+        Args:
+            prompt: plain text.
+            budget: None for the routed level's own, or what `parse_budget` reads.
+            max_new_tokens: at most so many tokens are decoded.
+            answer_prefix: the answer's forced start, markup allowed ("[SEG]" asks for a mask
+                whatever the model would say).
+            on_text: called with each new piece of the answer's text.
+
+        Raises:
+            PromptError: empty, or too long for the model with this budget.
+            BudgetError: an impossible budget.
+        """
+        chain, scene, manifest, watch = self.chain, self.scene, self.chain.manifest, Stopwatch()
+        coder, settings = chain.coder, chain.coder.settings
+        start = time.perf_counter()
+        notes = list(scene.notes)
+        prompt = coder.check(prompt)
+        before, after = coder.around_image(prompt)
+        prefix = coder.markup_ids(answer_prefix)
+        prompt_ids, cut = coder.psc_ids(prompt)
+        if cut:
+            notes.append(
+                f"the prompt is longer than PSC's {settings.psc_context} tokens; crops were "
+                "chosen from its beginning"
+            )
+
+        whole = self.views(global_box(scene.height, scene.width)[None], watch)
+        with watch("select"):
+            seen = chain.select(whole, 0, prompt_ids, scene)
+        odds = _softmax(seen["granularity"][0].astype(np.float64))
+        level = LEVELS[int(odds.argmax())]
+        chosen = self._budget(budget, level)
+        length = len(before) + chosen.visual_tokens + len(after) + len(prefix)
+        if length >= settings.context:
+            raise PromptError(
+                f"the prompt needs {length} positions with budget {chosen}, the model has "
+                f"{settings.context}: shorten the prompt or give a smaller budget"
+            )
+        crop_boxes, crop_scores = self._crops(seen, chosen, prompt_ids, watch)
+        crops = self.views(crop_boxes, watch) if len(crop_boxes) else None
+
+        with watch("project"):
+            visual = chain.project(whole, chosen.global_grid, scene)
+            if crops is not None:
+                visual = np.concatenate([visual, chain.project(crops, chosen.crop_grid, scene)])
+        decoded = decode_greedily(
+            chain.sessions["llm"], chain.sessions["embed"], manifest.decoder,
+            before, visual, after, prefix,
+            settings.seg_token_id, settings.eos_token_ids,
+            min(max_new_tokens, settings.context - length),
+            on_ids=_streamer(coder, on_text),
+        )  # fmt: skip
+        watch.ms["prefill"], watch.ms["decode"] = decoded.prefill_ms, decoded.decode_ms
+        every = whole if crops is None else _joined(whole, crops)
+        with watch("mask"):
+            masks = chain.masks(every, decoded.queries, (scene.height, scene.width))
+        watch.ms["total"] = (time.perf_counter() - start) * 1e3
+        return self._result(
+            prompt, decoded, level, odds, chosen, every, crop_scores, seen["relevance"], masks,
+            watch, notes,
+        )  # fmt: skip
+
+    def _budget(self, wanted: str | TokenBudget | None, level: str) -> TokenBudget:
+        manifest = self.chain.manifest
+        if wanted is None:
+            return manifest.budgets[level]
+        if isinstance(wanted, str):
+            wanted = parse_budget(wanted, manifest.budgets, level)
+        return check_budget(wanted, manifest.view.grid, manifest.psc.max_crops)
+
+    def _crops(
+        self, seen: dict[str, NDArray], budget: TokenBudget, prompt_ids: NDArray, watch: Stopwatch
+    ) -> Candidates:
+        psc, view, scene = self.chain.manifest.psc, self.chain.manifest.view, self.scene
+        if not budget.crops:
+            return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+
+        def look_again(boxes: F32) -> list[Candidates]:
+            inside = self.views(boxes, watch)
+            with watch("select"):
+                looks = [
+                    self.chain.select(inside, i, prompt_ids, scene) for i in range(len(boxes))
+                ]
+            return [(look["boxes"], look["scores"]) for look in looks]
+
+        levels = useful_levels(scene.height, scene.width, view.view_px, view.grid, psc)
+        first = (seen["boxes"], seen["scores"])
+        return choose_crops(first, budget.crops, levels, psc.overlap, look_again)
+
+    def _result(
+        self, prompt: str, decoded: Decoded, level: str, odds: NDArray, budget: TokenBudget,
+        views: Views, crop_scores: F32, relevance: F32, masks: list[Mask], watch: Stopwatch,
+        notes: list[str],
+    ) -> Result:  # fmt: skip
+        chain = self.chain
+        text = chain.coder.decode(decoded.ids)
+        return Result(
+            prompt=prompt,
+            text=text,
+            granularity=level,
+            granularity_probabilities=dict(zip(LEVELS, odds.tolist(), strict=True)),
+            budget=budget,
+            boxes=boxes_in(text, views.boxes, self.scene.height, self.scene.width),
+            masks=masks,
+            relevance=relevance,
+            view_box=views.boxes[0],
+            crop_boxes=views.boxes[1:],
+            crop_scores=crop_scores,
+            token_ids=decoded.ids,
+            stopped=decoded.stopped,
+            decode_steps=decoded.steps,
+            timings_ms=watch.ms,
+            engine=chain.engine.name,
+            precision=chain.engine.precision,
+            providers={name: s.provider for name, s in chain.sessions.items()},
+            notes=notes,
+        )
+
+    def close(self) -> None:
+        """Forgets the encoded views and closes the image."""
+        self._known.clear()
+        self.scene.close()
+
+    def __enter__(self) -> SceneSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _joined(a: Views, b: Views) -> Views:
+    return Views(
+        np.concatenate([a.boxes, b.boxes]),
+        np.concatenate([a.tokens, b.tokens]),
+        np.concatenate([a.embeds, b.embeds]),
+        np.concatenate([a.features, b.features]),
+    )
+
+
+def _softmax(logits: NDArray) -> NDArray:
+    shifted = np.exp(logits - logits.max())
+    return shifted / shifted.sum()
+
+
+def _streamer(
+    coder: PromptCoder, on_text: Callable[[str], None] | None
+) -> Callable[[list[int]], None] | None:
+    """Turns growing ids into new text; a half-made UTF-8 character waits for its end."""
+    if on_text is None:
+        return None
+    shown = ""
+
+    def on_ids(ids: list[int]) -> None:
+        nonlocal shown
+        text = coder.decode(ids)
+        if text.startswith(shown) and not text.endswith("\ufffd") and text != shown:
+            on_text(text[len(shown) :])
+            shown = text
+
+    return on_ids

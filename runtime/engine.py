@@ -1,0 +1,78 @@
+"""The small interface behind which every engine stands, and the way to open one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from geomag_edge.errors import EngineError
+from geomag_edge.manifest import Bundle
+
+ENGINES = ("torch", "ort-cpu")
+"""Engines that this version can open."""
+
+
+class Session(Protocol):
+    """One graph, ready to run.
+
+    `provider` says what really runs it (for ONNX Runtime the execution provider).
+    """
+
+    provider: str
+
+    def run(self, feeds: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """Named inputs -> named outputs.
+
+        Args:
+            feeds: numpy arrays, or values that an earlier run of this engine has kept. Float
+                arrays are cast to the graph's precision.
+            keep: outputs to leave as the engine's own values (a key-value cache, say), which
+                cost no copy and are only good as inputs of the same engine.
+        """
+
+    def close(self) -> None:
+        """Frees the graph's memory."""
+
+
+class Engine(Protocol):
+    """Opens the graphs of one bundle in one precision."""
+
+    name: str
+    precision: str
+
+    def session(self, graph: str) -> Session:
+        """Opens a graph by its name in `geomag_edge.graphs`."""
+
+    def close(self) -> None:
+        """Frees what the engine holds itself."""
+
+
+def open_engine(
+    name: str,
+    bundle: Bundle,
+    precision: str = "fp32",
+    threads: int | None = None,
+    checkpoint: str | Path | None = None,
+) -> Engine:
+    """Opens an engine on a bundle.
+
+    Args:
+        name: one of `ENGINES`.
+        bundle: the bundle.
+        precision: which set of graphs.
+        threads: CPU threads of a graph; None leaves it to the engine.
+        checkpoint: for `torch`, the folder that the bundle was exported from, if it has moved.
+
+    Raises:
+        EngineError: unknown, or not able to run here.
+    """
+    if name == "ort-cpu":
+        from geomag_edge.runtime.ort import OrtEngine
+
+        return OrtEngine(bundle, precision, threads)
+    if name == "torch":
+        from geomag_edge.runtime.torch_engine import TorchEngine
+
+        return TorchEngine.open(bundle, precision, threads, checkpoint)
+    raise EngineError(f"unknown engine {name!r}: this version has {', '.join(ENGINES)}")

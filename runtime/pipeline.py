@@ -1,0 +1,90 @@
+"""`Pipeline`: a bundle, an engine, and questions about images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from geomag_edge.budgets import TokenBudget
+from geomag_edge.manifest import Bundle
+from geomag_edge.prompts import PromptCoder
+from geomag_edge.runtime.chain import Chain, Result, SceneSession
+from geomag_edge.runtime.engine import open_engine
+from geomag_edge.runtime.scene import Scene
+
+
+class Pipeline:
+    """Answers prompts about images with a bundle.
+
+    >>> pipe = Pipeline.load("bundle", engine="ort-cpu")
+    >>> r = pipe("scene.tif", "segment the ships near the pier")
+    >>> r.text, r.granularity, r.budget, r.boxes, r.masks, r.relevance, r.timings_ms
+
+    A pipeline owns its engine's memory: close it, or use it as a context manager.
+    """
+
+    def __init__(self, bundle: Bundle, chain: Chain):
+        self.bundle, self.chain = bundle, chain
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path | Bundle,
+        engine: str = "ort-cpu",
+        precision: str = "fp32",
+        threads: int | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> Pipeline:
+        """Opens a bundle on an engine; see `open_engine` for the arguments.
+
+        Raises:
+            BundleError, EngineError, CheckpointError, MissingExtraError.
+        """
+        if not isinstance(bundle, Bundle):
+            bundle = Bundle.open(bundle)
+        coder = PromptCoder.load(
+            bundle.manifest.prompt, bundle.file("tokenizer.json"), bundle.file("psc_tokenizer.json")
+        )
+        opened = open_engine(engine, bundle, precision, threads, checkpoint)
+        return cls(bundle, Chain(opened, bundle.manifest, coder))
+
+    def open(
+        self,
+        image: Any,
+        bands: Sequence[int] | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> SceneSession:
+        """Opens an image for several prompts, which then share its encoded views.
+
+        Args:
+            image: a path, a PIL image, or an array [H,W] or [H,W,C].
+            bands: three 1-based band numbers, or one; default the first three.
+            value_range: what becomes 0 and 255 for other types than uint8.
+        """
+        return SceneSession(self.chain, Scene.open(image, bands, value_range))
+
+    def __call__(
+        self,
+        image: Any,
+        prompt: str,
+        budget: str | TokenBudget | None = None,
+        max_new_tokens: int = 64,
+        answer_prefix: str = "",
+        on_text: Callable[[str], None] | None = None,
+        bands: Sequence[int] | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> Result:
+        """Answers one prompt about one image; see `SceneSession.ask` and `open`."""
+        with self.open(image, bands, value_range) as session:
+            return session.ask(prompt, budget, max_new_tokens, answer_prefix, on_text)
+
+    def close(self) -> None:
+        """Frees the engine."""
+        self.chain.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,175 @@
+"""Reference inputs: what a trusted engine did, stage by stage, kept to be replayed anywhere.
+
+A reference is a few samples (image, prompt, budget) with every graph call's inputs and outputs
+and the final answer. On disk: `reference.json` names arrays by content hash, `arrays.npz` holds
+each array once, so an output that is the next stage's input costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomag_edge.errors import BundleError
+from geomag_edge.runtime.engine import Engine, Session
+
+FILES = ("reference.json", "arrays.npz")
+LLM_CALLS = 2
+"""Calls of the LLM that are kept for a sample: the prefill and one decode step."""
+
+
+@dataclass
+class Call:
+    """One run of one graph."""
+
+    graph: str
+    inputs: dict[str, NDArray]
+    outputs: dict[str, NDArray]
+
+
+@dataclass
+class Sample:
+    """One reference input and what came of it.
+
+    `masks` are bool [m,H,W]; `token_ids` are the answer's, a forced prefix included.
+    """
+
+    image: NDArray[np.uint8]
+    prompt: str
+    budget: str
+    answer_prefix: str
+    max_new_tokens: int
+    calls: list[Call] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    granularity: str = ""
+    boxes: list[list[float]] = field(default_factory=list)
+    crop_boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    masks: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0, 0), bool))
+
+
+class RecordingEngine:
+    """Passes everything through to another engine and keeps each call in `calls`."""
+
+    def __init__(self, inner: Engine):
+        self.inner, self.name, self.precision = inner, inner.name, inner.precision
+        self.calls: list[Call] = []
+
+    def session(self, graph: str) -> Session:
+        """A session of the inner engine that records."""
+        return _RecordingSession(self.inner.session(graph), graph, self.calls)
+
+    def close(self) -> None:
+        """Closes the inner engine."""
+        self.inner.close()
+
+
+class _RecordingSession:
+    def __init__(self, inner: Session, graph: str, calls: list[Call]):
+        self._inner, self._graph, self._calls = inner, graph, calls
+        self.provider = inner.provider
+
+    def run(self, feeds: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> dict[str, Any]:
+        outputs = self._inner.run(feeds)  # nothing kept: every value is a numpy array
+        inputs = {k: np.array(v) for k, v in feeds.items()}
+        self._calls.append(Call(self._graph, inputs, {k: np.array(v) for k, v in outputs.items()}))
+        return outputs
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def trimmed(calls: Iterable[Call]) -> list[Call]:
+    """All calls but the LLM's after its first `LLM_CALLS`."""
+    kept, llm = [], 0
+    for call in calls:
+        if call.graph == "llm":
+            llm += 1
+            if llm > LLM_CALLS:
+                continue
+        if call.graph == "embed" and llm > LLM_CALLS - 1:
+            continue
+        kept.append(call)
+    return kept
+
+
+def save_reference(samples: list[Sample], folder: Path) -> None:
+    """Writes `reference.json` and `arrays.npz` into a folder."""
+    arrays: dict[str, NDArray] = {}
+
+    def put(array: NDArray) -> str:
+        array = np.ascontiguousarray(array)
+        key = hashlib.sha256(
+            f"{array.dtype.str}{array.shape}".encode() + array.tobytes()
+        ).hexdigest()[:24]
+        arrays[key] = array
+        return key
+
+    def record(call: Call) -> dict[str, Any]:
+        return {
+            "graph": call.graph,
+            "inputs": {k: put(v) for k, v in call.inputs.items()},
+            "outputs": {k: put(v) for k, v in call.outputs.items()},
+        }
+
+    listing = [
+        {
+            "image": put(s.image),
+            "prompt": s.prompt,
+            "budget": s.budget,
+            "answer_prefix": s.answer_prefix,
+            "max_new_tokens": s.max_new_tokens,
+            "calls": [record(c) for c in s.calls],
+            "token_ids": s.token_ids,
+            "granularity": s.granularity,
+            "boxes": s.boxes,
+            "crop_boxes": put(s.crop_boxes),
+            "masks": put(np.packbits(s.masks)),
+            "mask_shape": list(s.masks.shape),
+        }
+        for s in samples
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILES[0]).write_text(json.dumps({"samples": listing}, indent=1))
+    np.savez(folder / FILES[1], **arrays)
+
+
+def load_reference(listing: Path, arrays: Path) -> list[Sample]:
+    """Reads what `save_reference` wrote.
+
+    Raises:
+        BundleError: damaged files.
+    """
+    try:
+        data = json.loads(listing.read_text())
+        with np.load(arrays, allow_pickle=False) as stored:
+            return [_sample(entry, stored) for entry in data["samples"]]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise BundleError(f"the bundle's reference inputs are damaged: {e}") from e
+
+
+def _sample(entry: dict[str, Any], stored: Mapping[str, NDArray]) -> Sample:
+    def arrays(names: dict[str, str]) -> dict[str, NDArray]:
+        return {k: stored[v] for k, v in names.items()}
+
+    shape = tuple(entry["mask_shape"])
+    bits = np.unpackbits(stored[entry["masks"]], count=int(np.prod(shape)))
+    return Sample(
+        image=stored[entry["image"]],
+        prompt=entry["prompt"],
+        budget=entry["budget"],
+        answer_prefix=entry["answer_prefix"],
+        max_new_tokens=entry["max_new_tokens"],
+        calls=[Call(c["graph"], arrays(c["inputs"]), arrays(c["outputs"])) for c in entry["calls"]],
+        token_ids=entry["token_ids"],
+        granularity=entry["granularity"],
+        boxes=entry["boxes"],
+        crop_boxes=stored[entry["crop_boxes"]],
+        masks=bits.reshape(shape).astype(bool),
+    )

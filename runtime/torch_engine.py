@@ -1,0 +1,152 @@
+"""PyTorch as an engine: `torch`, the reference. The only file of the runtime that needs it.
+
+Needs the `export` extra and the checkpoint that the bundle was exported from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from geomag_edge.errors import CheckpointError, EngineError, MissingExtraError
+from geomag_edge.graphs import past_names, present_names
+from geomag_edge.manifest import Bundle
+
+if TYPE_CHECKING:
+    from geomag_edge.model.geomag import GeoMagForConditionalGeneration
+
+
+class TorchEngine:
+    """Runs the modules that the graphs were exported from."""
+
+    name = "torch"
+
+    precision = "fp32"
+
+    def __init__(self, model: GeoMagForConditionalGeneration):
+        self.model = model
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        precision: str,
+        threads: int | None,
+        checkpoint: str | Path | None,
+    ) -> TorchEngine:
+        """Loads the checkpoint that a bundle was exported from.
+
+        Raises:
+            EngineError: another precision than fp32.
+            MissingExtraError: no PyTorch.
+            CheckpointError: the checkpoint is not there, or is another one.
+        """
+        if precision != "fp32":
+            raise EngineError(f"the torch engine is the fp32 reference, it has no {precision}")
+        try:
+            import torch
+
+            from geomag_edge.model.geomag import load_checkpoint
+        except ImportError as e:
+            raise MissingExtraError(
+                'the torch engine needs PyTorch: pip install "geomag-edge[export]"'
+            ) from e
+        if threads:
+            torch.set_num_threads(threads)
+        return cls(load_checkpoint(_find_checkpoint(bundle, checkpoint)))
+
+    def session(self, graph: str) -> TorchSession:
+        """Wraps the part of the model that is this graph."""
+        return TorchSession(self.model, graph)
+
+    def close(self) -> None:
+        """Drops the model."""
+        del self.model
+
+
+class TorchSession:
+    """One graph's module behind named arrays."""
+
+    provider = "PyTorch CPU"
+
+    def __init__(self, model: GeoMagForConditionalGeneration, graph: str):
+        self._call = graph_function(model, graph)
+
+    def run(self, feeds: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """See `Session.run`; kept values are tensors."""
+        import torch
+
+        tensors = {
+            k: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v
+            for k, v in feeds.items()
+        }
+        with torch.inference_mode():
+            outputs = self._call(tensors)
+        return {k: v if k in keep else v.numpy() for k, v in outputs.items()}
+
+    def close(self) -> None:
+        """The engine owns the model."""
+
+
+def graph_function(
+    model: GeoMagForConditionalGeneration, graph: str
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Named tensors -> named tensors, by the graph's contract."""
+    if graph == "encoder":
+        names = ("tokens", "embeds", "features")
+        return lambda f: dict(zip(names, model.encoder(f["views"]), strict=True))
+    if graph == "psc_select":
+        names = ("granularity", "relevance", "boxes", "scores")
+        order = ("embeds", "prompt_ids", "view_box", "image_shape")
+        return lambda f: dict(zip(names, model.psc(*(f[k] for k in order)), strict=True))
+    if graph == "projector":
+        order = ("tokens", "pooling", "positions")
+        return lambda f: {"visual": model.projector(*(f[k] for k in order))}
+    if graph == "embed":
+        return lambda f: {"inputs_embeds": model.get_input_embeddings()(f["input_ids"])}
+    if graph == "mask_head":
+        names = ("mask_logits", "quality")
+        return lambda f: dict(zip(names, model.mask_head(f["features"], f["queries"]), strict=True))
+    if graph == "llm":
+        return _llm_function(model)
+    raise EngineError(f"the torch engine has no graph {graph!r}")
+
+
+def _llm_function(
+    model: GeoMagForConditionalGeneration,
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    decoder = model.decoder()
+    past, present = past_names(decoder.layers), present_names(decoder.layers)
+
+    def step(f: dict[str, Any]) -> dict[str, Any]:
+        logits, hidden, cache = decoder(
+            f["inputs_embeds"], f["attention_mask"], f["position_ids"], [f[k] for k in past]
+        )
+        return {"logits": logits, "hidden_states": hidden} | dict(zip(present, cache, strict=True))
+
+    return step
+
+
+def _find_checkpoint(bundle: Bundle, given: str | Path | None) -> Path:
+    """The checkpoint folder, and a check that it is the one that was exported."""
+    from geomag_edge.model.digest import checkpoint_digest
+
+    recorded = bundle.manifest.checkpoint.get("path")
+    if given is not None:
+        path = Path(given)
+    elif recorded:
+        path = Path(os.path.normpath(bundle.root.resolve() / recorded))
+    else:
+        raise CheckpointError("the torch engine needs the checkpoint: give --checkpoint DIR")
+    if not path.is_dir():
+        raise CheckpointError(
+            f"the torch engine needs the checkpoint of this bundle, which is not at {path}: "
+            "give --checkpoint DIR"
+        )
+    if checkpoint_digest(path) != bundle.manifest.checkpoint.get("sha256"):
+        raise CheckpointError(f"{path} is not the checkpoint that this bundle was exported from")
+    return path

@@ -1,0 +1,192 @@
+"""Does this engine still answer as the reference did? Graph by graph, then the whole chain.
+
+Each graph is replayed on the reference's own inputs, so an error is the graph's alone and does
+not pile up; then the chain runs from the image and its tokens, boxes and masks are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomag_edge.graphs import CHAIN, Tolerance
+from geomag_edge.runtime.chain import Chain, SceneSession
+from geomag_edge.runtime.engine import Session
+from geomag_edge.runtime.masks import mask_iou
+from geomag_edge.runtime.reference import Call, Sample
+from geomag_edge.runtime.scene import Scene
+
+UNITS = {"boxes": "px", "crops": "std", "views": "std", "granularity": "logit", "logits": "logit",
+         "mask_logits": "logit"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far one output of one graph is from the reference, over all its calls.
+
+    `max_abs` is in the output's own `unit`; `relative` divides it by the reference's largest
+    magnitude; `cosine` is the smallest over the calls.
+    """
+
+    graph: str
+    output: str
+    unit: str
+    calls: int
+    max_abs: float
+    relative: float
+    cosine: float
+    ok: bool
+
+
+@dataclass(frozen=True)
+class ChainDrift:
+    """How far one sample's answer is from the reference's.
+
+    `first_token` is the index of the first answer token that differs, or None; `mask_iou` the
+    smallest over the sample's masks, None without masks.
+    """
+
+    prompt: str
+    budget: str
+    tokens: int
+    first_token: int | None
+    max_crop_px: float
+    mask_iou: float | None
+    masks: int
+    ok: bool
+
+
+@dataclass
+class Report:
+    """The outcome of a verification."""
+
+    engine: str
+    precision: str
+    providers: dict[str, str]
+    tolerance: Tolerance
+    graphs: list[Drift] = field(default_factory=list)
+    chain: list[ChainDrift] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is within tolerance."""
+        return all(d.ok for d in [*self.graphs, *self.chain])
+
+    @property
+    def first_drift(self) -> str | None:
+        """The first stage, in the chain's order, that is past its tolerance, in plain words."""
+        for d in self.graphs:
+            if not d.ok:
+                return (
+                    f"graph {d.graph}, output {d.output}: max error {d.max_abs:.3g} {d.unit} "
+                    f"({d.relative:.2g} of its scale, allowed {self.tolerance.relative:.0e})"
+                )
+        for c in self.chain:
+            if c.ok:
+                continue
+            token = "tokens equal" if c.first_token is None else f"token {c.first_token} differs"
+            iou = "" if c.mask_iou is None else f", mask IoU {c.mask_iou:.4f}"
+            return f"the chain on {c.prompt!r} (budget {c.budget}): {token}{iou}"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """The form kept in manifests and printed by `--json`."""
+        return asdict(self) | {"ok": self.ok, "first_drift": self.first_drift}
+
+
+def verify(
+    chain: Chain,
+    samples: list[Sample],
+    tolerance: Tolerance,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Report:
+    """Replays the samples on a chain.
+
+    Args:
+        chain: an open chain of the engine to check.
+        samples: the reference.
+        tolerance: what counts as equal.
+        progress: called with a few words as each step starts.
+    """
+    report = Report(
+        chain.engine.name, chain.engine.precision,
+        {name: s.provider for name, s in chain.sessions.items()}, tolerance,
+    )  # fmt: skip
+    for graph in CHAIN:
+        progress(f"replaying {graph}")
+        calls = [c for s in samples for c in s.calls if c.graph == graph]
+        if calls:
+            report.graphs += replay(chain.sessions[graph], calls, tolerance)
+    for sample in samples:
+        progress(f"asking at budget {sample.budget}")
+        report.chain.append(_ask(chain, sample, tolerance))
+    return report
+
+
+def replay(session: Session, calls: list[Call], tolerance: Tolerance) -> list[Drift]:
+    """Runs one graph on recorded inputs and compares each output."""
+    errors: dict[str, list[tuple[float, float, float]]] = {}
+    for call in calls:
+        outputs = session.run(call.inputs)
+        for name, expected in call.outputs.items():
+            errors.setdefault(name, []).append(difference(expected, outputs[name]))
+    drifts = []
+    for name, found in errors.items():
+        max_abs, relative, cosine = (np.array(column) for column in zip(*found, strict=True))
+        drifts.append(
+            Drift(
+                graph=calls[0].graph, output=name, unit=UNITS.get(name, "unit"), calls=len(found),
+                max_abs=float(max_abs.max()), relative=float(relative.max()),
+                cosine=float(cosine.min()), ok=bool(relative.max() <= tolerance.relative),
+            )  # fmt: skip
+        )
+    return drifts
+
+
+def difference(expected: NDArray, got: NDArray) -> tuple[float, float, float]:
+    """Max abs error, that over the expected scale, and cosine. NaN or another shape is infinite."""
+    if expected.shape != got.shape:
+        return float("inf"), float("inf"), 0.0
+    if expected.size == 0:
+        return 0.0, 0.0, 1.0
+    a, b = expected.astype(np.float64).ravel(), got.astype(np.float64).ravel()
+    if not np.isfinite(b).all():
+        return float("inf"), float("inf"), 0.0
+    max_abs = float(np.abs(a - b).max())
+    scale = float(np.abs(a).max())
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    cosine = float(a @ b / norm) if norm else float(not a.any() and not b.any())
+    return max_abs, max_abs / scale if scale else max_abs, cosine
+
+
+def _ask(chain: Chain, sample: Sample, tolerance: Tolerance) -> ChainDrift:
+    with SceneSession(chain, Scene.open(sample.image)) as session:
+        result = session.ask(
+            sample.prompt, sample.budget, sample.max_new_tokens, sample.answer_prefix
+        )
+        masks = [np.asarray(m) for m in result.masks]
+    first = first_difference(sample.token_ids, result.token_ids)
+    ious = [mask_iou(a, b) for a, b in zip(sample.masks, masks, strict=False)]
+    if len(masks) != len(sample.masks):
+        ious.append(0.0)
+    crop_px = float("inf")
+    if sample.crop_boxes.shape == result.crop_boxes.shape:
+        crop_px = float(np.abs(sample.crop_boxes - result.crop_boxes).max(initial=0.0))
+    iou = min(ious) if ious else None
+    ok = (first is None or not tolerance.tokens_equal) and (iou is None or iou >= tolerance.mask_iou)
+    return ChainDrift(
+        prompt=sample.prompt, budget=sample.budget, tokens=len(sample.token_ids),
+        first_token=first, max_crop_px=crop_px, mask_iou=iou, masks=len(sample.masks), ok=ok,
+    )  # fmt: skip
+
+
+def first_difference(expected: list[int], got: list[int]) -> int | None:
+    """The index of the first token that differs (one list ending counts), or None."""
+    for i, (a, b) in enumerate(zip(expected, got, strict=False)):
+        if a != b:
+            return i
+    return None if len(expected) == len(got) else min(len(expected), len(got))
