@@ -1,0 +1,23 @@
+"""Overhead scenes with exact ground truth: pixels, boxes, masks, prompts and answers.
+
+scene = render_scene(7, 1024)
+write_scene(scene, "scene.tif")
+"""
+
+from .catalog import CLASSES, COLOURS, LANDMARKS, SCENE_CLASSES
+from .geotiff import sample_scene, write_scene
+from .scene import RenderedScene, SceneObject, render_scene
+from .spec import SceneSpec
+
+__all__ = [
+    "CLASSES",
+    "COLOURS",
+    "LANDMARKS",
+    "SCENE_CLASSES",
+    "RenderedScene",
+    "SceneObject",
+    "SceneSpec",
+    "render_scene",
+    "sample_scene",
+    "write_scene",
+]
