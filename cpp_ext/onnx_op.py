@@ -20,8 +20,8 @@ DOMAIN_VERSION = 1
 OP_TYPE = "PscCrop"
 
 # Coordinates are computed in double, as in the kernels, and weights are taken relative to the
-# window's first pixel, so that a runtime that narrows double to float loses little. `{axis}` text
-# is written once for rows (y) and once for columns (x).
+# window's first pixel, so that a runtime that narrows double to float loses little. Used
+# twice: for rows (a = y) and for columns (a = x).
 _AXIS = """
     {a}_low_f = Gather <axis = 0> (box, {low_index})
     {a}_high_f = Gather <axis = 0> (box, {high_index})
@@ -57,9 +57,8 @@ _AXIS = """
     {a}_part = Sub ({a}_low, {a}_base)
     {a}_near_centres = Add ({a}_part, {a}_steps)
     {a}_taps_i = Range ({a}_from_i, {a}_to_i, one_i)
-    {a}_base_i = Cast <to = 7> ({a}_base)
-    {a}_near_taps_i = Sub ({a}_taps_i, {a}_base_i)
-    {a}_near_taps = Cast <to = 11> ({a}_near_taps_i)
+    {a}_taps = Cast <to = 11> ({a}_taps_i)
+    {a}_near_taps = Sub ({a}_taps, {a}_base)
     {a}_tap_centres = Add ({a}_near_taps, half_d)
     {a}_signed = Sub ({a}_tap_centres, {a}_near_centres)
     {a}_distance = Abs ({a}_signed)
