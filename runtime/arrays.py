@@ -57,7 +57,7 @@ def from_array(
     valid: Valid = None
     if isinstance(values, np.ma.MaskedArray):
         masked = np.ma.getmaskarray(values)
-        valid = ~(masked if masked.ndim == 2 else masked.all(axis=-1))
+        valid = np.asarray(~(masked if masked.ndim == 2 else masked.all(axis=-1)))
         values = np.ma.getdata(values)
     return _in_memory(values, valid, bands, value_range, "the array", [])
 

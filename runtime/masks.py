@@ -17,6 +17,7 @@ from geomag_edge.errors import BoxError, InputError
 
 F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+Coordinates = NDArray[np.floating[Any]]
 Rect = tuple[int, int, int, int]
 
 BLOCK_PX = 512
@@ -51,7 +52,7 @@ class _View:
             self.y0 + float(high[1]) * cell_h,
         )
 
-    def paste(self, out: Bools, y: NDArray[np.float64], x: NDArray[np.float64]) -> None:
+    def paste(self, out: Bools, y: Coordinates, x: Coordinates) -> None:
         """Overwrites `out` [len(y), len(x)] at those image coordinates that lie in the box."""
         rows = slice(*np.searchsorted(y, [self.y0, self.y1]).tolist())
         cols = slice(*np.searchsorted(x, [self.x0, self.x1]).tolist())
@@ -136,7 +137,7 @@ class Mask:
             out[r0 - row0 : r1 - row0, c0 - col0 : c1 - col0] = self.at(rows, cols)
         return out
 
-    def at(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> Bools:
+    def at(self, y: Coordinates, x: Coordinates) -> Bools:
         """The mask at image coordinates: bool[len(y), len(x)]; y and x ascend.
 
         The centre of pixel (row, col) is y = row + 0.5, x = col + 0.5.
@@ -211,9 +212,7 @@ def _window_of(mask: Mask | Bools, window: Rect) -> Bools:
     return mask[window[0] : window[2], window[1] : window[3]]
 
 
-def _cells(
-    at: NDArray[np.float64], low: float, high: float, cells: int
-) -> tuple[NDArray[np.int64], F32]:
+def _cells(at: Coordinates, low: float, high: float, cells: int) -> tuple[NDArray[np.int64], F32]:
     """For coordinates in low..high: the cell before each, and the share (0..1) of the next one."""
     place = np.clip((at - low) * (cells / (high - low)) - 0.5, 0, cells - 1)
     first = np.minimum(place.astype(np.int64), max(cells - 2, 0))

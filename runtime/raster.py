@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
@@ -52,7 +51,8 @@ CACHE_BYTES = 64_000_000
 class Georef:
     """Where an image lies, exactly as its file says it."""
 
-    crs: CRS | None = None
+    crs: Any = None
+    """`rasterio.crs.CRS`, or None."""
     transform: Any = None
     """`affine.Affine` from pixel (col, row) to the CRS, or None."""
     gcps: tuple[Any, ...] = ()
@@ -87,7 +87,9 @@ def reading(name: str) -> Iterator[None]:
             with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_ERROR_ON_LIBJPEG_WARNING=True):
                 yield
     except (RasterioError, OSError) as e:
-        cause = str(e.__cause__ or e).strip().splitlines()[0].removeprefix(f"{name}: ")
+        cause = str(e.__cause__ or e).strip().splitlines()[0].rstrip(".")
+        for prefix in (f"{name}: ", f"{name}, ", f"'{name}' "):
+            cause = cause.removeprefix(prefix)
         raise ImageError(
             f"cannot read {name}: {cause}; check that the file is complete and is a PNG, JPEG, "
             "GeoTIFF or another raster that GDAL reads"

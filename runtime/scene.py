@@ -46,11 +46,14 @@ class Scene:
         notes: Sequence[str],
     ) -> None:
         self._raster = pixels if isinstance(pixels, Raster) else None
-        self._image, self._valid = (None, None) if isinstance(pixels, Raster) else pixels
+        self._image: U8 | None = None
+        self._valid: Valid = None
         self._fill: tuple[int, int, int] | None = None
-        self.height, self.width = (
-            (pixels.height, pixels.width) if isinstance(pixels, Raster) else pixels[0].shape[:2]
-        )
+        if isinstance(pixels, Raster):
+            self.height, self.width = pixels.height, pixels.width
+        else:
+            self._image, self._valid = pixels
+            self.height, self.width = self._image.shape[:2]
         self.georef = georef
         self.path = path
         self.notes = tuple(notes)

@@ -1,0 +1,195 @@
+"""Writing an answer: answer.json, masks.tif, masks.geojson and overlay.png, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+import rasterio
+from numpy.typing import ArrayLike, NDArray
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import MemoryFile
+from rasterio.windows import Window
+
+from geomag_edge.errors import InputError, OutputError
+
+from .geojson import feature_collection
+from .masks import BLOCK_PX, Mask
+from .overlay import draw_overlay, mask_colour
+from .raster import CACHE_BYTES, Georef
+from .scene import Scene
+
+SIDECAR = "masks.tif.aux.xml"
+
+
+def write_outputs(
+    out_dir: Path | str,
+    scene: Scene,
+    answer: dict[str, Any],
+    masks: Sequence[Mask],
+    relevance: NDArray[np.float32] | None,
+    view_box: ArrayLike,
+    crop_boxes: ArrayLike,
+    labels: Sequence[str],
+) -> dict[str, Path]:
+    """Writes the four files of an answer into a folder, which is made if it is not there.
+
+    Each file is written beside its place and then renamed into it, answer.json last, so that a
+    full disk, an error or Ctrl-C leaves no half-written file.
+
+    Args:
+        out_dir: the folder; files of an earlier answer are replaced.
+        scene: the open scene that was asked about.
+        answer: what answer.json holds; `prompt`, `text` and `boxes` (px) also go into the picture.
+        masks: in order; where they overlap, the earlier one keeps its pixels in masks.tif.
+        relevance: f32[G,G], or None.
+        view_box: x0, y0, x1, y1 (px) of the square that `relevance` covers.
+        crop_boxes: f32[K,4] px, the windows that were magnified.
+        labels: one for each mask.
+
+    Returns:
+        Paths of `answer`, `masks`, `polygons` and `overlay`.
+
+    Raises:
+        OutputError: the folder cannot be made or written, or the disk is full.
+    """
+    if len(labels) != len(masks):
+        raise InputError(f"{len(labels)} labels for {len(masks)} masks: give one for each mask")
+    out = Path(out_dir)
+    stage: Path | None = None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=out))
+        names = {
+            "masks": _write(stage / "masks.tif", lambda: mask_raster(masks, scene, stage)),
+            "polygons": _write(
+                stage / "masks.geojson",
+                lambda: _json(feature_collection(masks, labels, scene.georef), indent=None),
+            ),
+            "overlay": _write(
+                stage / "overlay.png",
+                lambda: _png(
+                    draw_overlay(scene, answer, masks, relevance, view_box, crop_boxes, labels)
+                ),
+            ),
+            "answer": _write(stage / "answer.json", lambda: _json(answer, indent=2)),
+        }
+        if not (stage / SIDECAR).exists():
+            (out / SIDECAR).unlink(missing_ok=True)  # it would describe an earlier scene
+        else:
+            os.replace(stage / SIDECAR, out / SIDECAR)
+        for name in names.values():
+            os.replace(stage / name, out / name)
+    except OSError as e:
+        raise OutputError(
+            f"cannot write to {out}: {e.strerror or e}; nothing of this answer was left there, "
+            "choose another folder or make room"
+        ) from e
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+    return {kind: out / name for kind, name in names.items()}
+
+
+def _write(path: Path, make: Callable[[], bytes | memoryview]) -> str:
+    """Writes one file so that an error of the disk is an error here; returns its name."""
+    with path.open("wb") as file:
+        file.write(make())
+        file.flush()
+        os.fsync(file.fileno())
+    return path.name
+
+
+def mask_raster(masks: Sequence[Mask], scene: Scene, stage: Path | None = None) -> bytes:
+    """A GeoTIFF with the scene's size and georeference: 0 is background, i is mask i.
+
+    It is compressed in memory, where it takes little, because GDAL does not report a full disk.
+    Blocks that no mask touches are left out and read as 0.
+
+    Args:
+        masks: in order; an earlier one is not overwritten by a later one.
+        scene: gives height, width and georeference.
+        stage: folder for the sidecar that a CRS needs which GeoTIFF cannot hold exactly.
+    """
+    dtype = "uint8" if len(masks) < 256 else "uint16"
+    options: dict[str, Any] = {"crs": scene.georef.crs} | _place(scene.georef)
+    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), MemoryFile() as memory:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with memory.open(
+            driver="GTiff",
+            height=scene.height,
+            width=scene.width,
+            count=1,
+            dtype=dtype,
+            tiled=True,
+            blockxsize=BLOCK_PX,
+            blockysize=BLOCK_PX,
+            compress="deflate",
+            bigtiff="IF_SAFER",
+            sparse_ok=True,
+            **options,
+        ) as ds:
+            if dtype == "uint8":
+                colours = {i: (*mask_colour(i), 255) for i in range(1, len(masks) + 1)}
+                ds.write_colormap(1, {0: (0, 0, 0, 0)} | colours)
+            for r0, c0, r1, c1 in sorted({b for mask in masks for b in mask.blocks()}):
+                block = np.zeros((r1 - r0, c1 - c0), dtype)
+                for i in range(len(masks), 0, -1):
+                    block[masks[i - 1].window(r0, c0, r1, c1)] = i
+                if block.any():
+                    ds.write(block, 1, window=Window(c0, r0, c1 - c0, r1 - r0))
+        with memory.open() as ds:
+            same_crs = scene.georef.gcps or (ds.crs or None) == scene.georef.crs
+        if not same_crs and stage is not None:
+            wkt = escape(scene.georef.crs.to_wkt())
+            xml = f"<PAMDataset><SRS>{wkt}</SRS></PAMDataset>\n"
+            _write(stage / SIDECAR, xml.encode)
+        return bytes(memory.getbuffer())
+
+
+def _place(georef: Georef) -> dict[str, Any]:
+    """What rasterio needs to write the image's place, whichever way the image gives it."""
+    place: dict[str, Any] = {}
+    if georef.transform is not None:
+        place["transform"] = georef.transform
+    elif georef.gcps:
+        place["gcps"] = list(georef.gcps)
+    if georef.rpcs is not None:
+        place["rpcs"] = georef.rpcs
+    return place
+
+
+def _png(picture: Any) -> memoryview:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getbuffer()
+
+
+def _json(data: Any, indent: int | None) -> bytes:
+    text = json.dumps(_plain(data), indent=indent, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def _plain(data: Any) -> Any:
+    """Numpy values and paths as plain JSON values; NaN and infinity, which JSON lacks, as null."""
+    if isinstance(data, dict):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_plain(value) for value in data]
+    if isinstance(data, (np.ndarray, np.generic)):
+        return _plain(data.tolist())
+    if isinstance(data, os.PathLike):
+        return os.fspath(data)
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data
