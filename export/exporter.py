@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from geomag_edge.errors import InputError, ParityError
-from geomag_edge.export.describe import TOKENIZERS, describe, load_coder, ports
+from geomag_edge.export.describe import describe, ports
 from geomag_edge.export.encoder import encoder_graph
 from geomag_edge.export.glue import embed_graph, projector_graph
 from geomag_edge.export.graph import OPSETS, export_graph
@@ -22,6 +22,7 @@ from geomag_edge.export.psc import add_crops, psc_select_graph
 from geomag_edge.graphs import TOLERANCES, GraphSpec, all_graphs
 from geomag_edge.manifest import MANIFEST, Bundle, Manifest, sha256_of
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration, load_checkpoint
+from geomag_edge.model.processor import TOKENIZERS, GeoMagProcessor
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.ort import OrtEngine
@@ -31,7 +32,7 @@ from geomag_edge.staging import staged_folder
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
-STEPS = 20
+STEPS = 21
 """How often `progress` is called, for a progress bar."""
 
 
@@ -70,9 +71,9 @@ def export_bundle(
     with staged_folder(out, force) as stage:
         progress("loading the checkpoint")
         model = load_checkpoint(checkpoint)
-        manifest = describe(model, checkpoint, out)
-        coder = load_coder(manifest, checkpoint)
-        samples = capture(model, manifest, coder, progress)
+        processor = GeoMagProcessor.from_pretrained(checkpoint)
+        manifest = describe(model, processor.coder.settings, checkpoint, out)
+        samples = capture(model, manifest, processor, progress)
         save_reference(samples, stage / "reference")
         for name in TOKENIZERS:
             shutil.copyfile(checkpoint / name, stage / name)
@@ -87,7 +88,7 @@ def export_bundle(
         }
         progress("hashing")
         _list_files(manifest, stage)
-        report = _verify(manifest, coder, samples, stage, dtype, progress)
+        report = _verify(manifest, processor.coder, samples, stage, dtype, progress)
         manifest.parity[dtype] = report.to_json()
         (stage / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n")
         if not report.ok:

@@ -15,9 +15,10 @@ from geomag_edge.errors import ParityError
 from geomag_edge.manifest import Manifest
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
 from geomag_edge.model.inference import answer
-from geomag_edge.prompts import SEG_TOKEN, PromptCoder
+from geomag_edge.model.processor import GeoMagProcessor
+from geomag_edge.prompts import SEG_TOKEN
 from geomag_edge.runtime.chain import Chain, SceneSession
-from geomag_edge.runtime.reference import RecordingEngine, Sample, trimmed
+from geomag_edge.runtime.reference import Call, RecordingEngine, Sample, trimmed
 from geomag_edge.runtime.scene import Scene
 from geomag_edge.runtime.torch_engine import TorchEngine
 from geomag_edge.runtime.verify import first_difference
@@ -43,7 +44,7 @@ def parity_samples(view_px: int) -> Iterator[Sample]:
 def capture(
     model: GeoMagForConditionalGeneration,
     manifest: Manifest,
-    coder: PromptCoder,
+    processor: GeoMagProcessor,
     progress: Callable[[str], None],
 ) -> list[Sample]:
     """Runs the samples through the chain on PyTorch and keeps every boundary.
@@ -58,13 +59,13 @@ def capture(
     for sample in parity_samples(manifest.view.view_px):
         progress(f"reference at budget {sample.budget}")
         recording = RecordingEngine(TorchEngine(model))
-        chain = Chain(recording, manifest, coder)
+        chain = Chain(recording, manifest, processor.coder)
         with SceneSession(chain, Scene.open(sample.image)) as session:
             result = session.ask(
                 sample.prompt, sample.budget, sample.max_new_tokens, sample.answer_prefix
             )
         expected = answer(
-            model, coder, sample.image, sample.prompt, manifest.budgets[sample.budget],
+            model, processor, sample.image, sample.prompt, manifest.budgets[sample.budget],
             sample.max_new_tokens, sample.answer_prefix,
         )  # fmt: skip
         where = first_difference(expected.token_ids, result.token_ids)
@@ -73,7 +74,7 @@ def capture(
                 f"the chain on PyTorch and the reference inference differ at token {where} of "
                 f"{sample.prompt!r}: this is a fault of geomag-edge, please report it"
             )
-        sample.calls = trimmed(recording.calls)
+        sample.calls = [*trimmed(recording.calls), _psc_call(model, processor, recording.calls, sample)]
         sample.token_ids = result.token_ids
         sample.granularity = result.granularity
         sample.boxes = result.boxes
@@ -81,6 +82,19 @@ def capture(
         sample.masks = _stacked(result.masks, sample.image.shape[:2])
         samples.append(sample)
     return samples
+
+
+def _psc_call(
+    model: GeoMagForConditionalGeneration,
+    processor: GeoMagProcessor,
+    calls: list[Call],
+    sample: Sample,
+) -> Call:
+    """The same look as the sample's first `psc_select` call, as `psc.onnx` does it: with crops."""
+    first = next(call for call in calls if call.graph == "psc_select")
+    inputs = {"image": sample.image} | {k: first.inputs[k] for k in ("embeds", "prompt_ids")}
+    crops = processor.views(sample.image, first.outputs["boxes"]).numpy()
+    return Call("psc", inputs, first.outputs | {"crops": crops})
 
 
 def _stacked(masks: list, shape: tuple[int, ...]) -> np.ndarray:
@@ -91,4 +105,4 @@ def _stacked(masks: list, shape: tuple[int, ...]) -> np.ndarray:
 def release(module: torch.nn.Module) -> None:
     """Frees a module's weights once its graph is on disk."""
     for parameter in module.parameters():
-        parameter.data = torch.empty(0)
+        parameter.data = torch.empty(0, dtype=parameter.dtype)  # `model.dtype` stays true

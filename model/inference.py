@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geomag_edge.budgets import LEVELS, TokenBudget
-from geomag_edge.cpp_ext import torch_op  # noqa: F401 - registers torch.ops.geomag.psc_crop
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
-from geomag_edge.prompts import PromptCoder
+from geomag_edge.model.processor import GeoMagProcessor
 from geomag_edge.views import (
     Candidates,
     PscSettings,
@@ -50,7 +49,7 @@ class ReferenceAnswer:
 @torch.inference_mode()
 def answer(
     model: GeoMagForConditionalGeneration,
-    coder: PromptCoder,
+    processor: GeoMagProcessor,
     image: NDArray[np.uint8],
     prompt: str,
     budget: TokenBudget | None = None,
@@ -61,7 +60,7 @@ def answer(
 
     Args:
         model: the model, in eval mode.
-        coder: its prompt coder.
+        processor: its processor.
         image: u8[H,W,3].
         prompt: plain text.
         budget: None for the routed level's own.
@@ -71,15 +70,10 @@ def answer(
     config = model.config
     height, width = image.shape[:2]
     psc = PscSettings.from_json(config.psc)
-    pixels, shape = torch.from_numpy(image), torch.tensor(image.shape)
-    prompt_ids = torch.from_numpy(coder.psc_ids(prompt)[0])
-    mean_std = torch.tensor([config.image_mean, config.image_std])
+    shape, prompt_ids = torch.tensor(image.shape), processor.prompt_ids(prompt)
 
     def encode(boxes: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
-        views = torch.ops.geomag.psc_crop(
-            pixels, torch.from_numpy(boxes), mean_std, config.view_px
-        )
-        return model.encoder(views.to(model.dtype))
+        return model.encoder(processor.views(image, boxes).to(model.dtype))
 
     def select(embeds: Tensor, box: NDArray[np.float32]) -> tuple[Tensor, ...]:
         return model.psc(embeds, prompt_ids, torch.from_numpy(box), shape)
@@ -113,18 +107,20 @@ def answer(
     visual = [project(tokens[:1], boxes[:1], budget.global_grid)]
     if len(boxes) > 1:
         visual.append(project(tokens[1:], boxes[1:], budget.crop_grid))
-    ids, hidden = _generate(model, coder, prompt, torch.cat(visual), answer_prefix, max_new_tokens)
+    ids, hidden = _generate(
+        model, processor, prompt, torch.cat(visual), answer_prefix, max_new_tokens
+    )
     queries = hidden[torch.tensor(ids) == config.seg_token_id]
     mask_logits, quality = model.mask_head(features, queries)
     return ReferenceAnswer(ids, level, boxes, mask_logits, quality)
 
 
 def _generate(
-    model: GeoMagForConditionalGeneration, coder: PromptCoder, prompt: str, visual: Tensor,
+    model: GeoMagForConditionalGeneration, processor: GeoMagProcessor, prompt: str, visual: Tensor,
     answer_prefix: str, max_new_tokens: int,
 ) -> tuple[list[int], Tensor]:  # fmt: skip
     """Hugging Face's greedy `generate`, then the answer's hidden states [len(ids),D] in one pass."""
-    embed = model.get_input_embeddings()
+    coder, embed = processor.coder, model.get_input_embeddings()
     before, after = coder.around_image(prompt)
     prefix = coder.markup_ids(answer_prefix)
     head = torch.tensor(before, dtype=torch.int64)

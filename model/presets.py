@@ -18,6 +18,7 @@ from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.errors import InputError
 from geomag_edge.model.config import GeoMagConfig
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
+from geomag_edge.model.processor import TOKENIZERS
 from geomag_edge.prompts import IMAGE_TOKEN, SEG_TOKEN
 
 NANO_VOCAB = 1024
@@ -131,5 +132,5 @@ def save_checkpoint(
     """Writes weights (safetensors), config and both tokenizers to one folder."""
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
-    text.save(str(out / "tokenizer.json"))
-    psc.save(str(out / "psc_tokenizer.json"))
+    for tokenizer, name in zip((text, psc), TOKENIZERS, strict=True):
+        tokenizer.save(str(out / name))

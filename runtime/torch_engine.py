@@ -103,6 +103,8 @@ def graph_function(
         names = ("granularity", "relevance", "boxes", "scores")
         order = ("embeds", "prompt_ids", "view_box", "image_shape")
         return lambda f: dict(zip(names, model.psc(*(f[k] for k in order)), strict=True))
+    if graph == "psc":
+        return _psc_function(model)
     if graph == "projector":
         order = ("tokens", "pooling", "positions")
         return lambda f: {"visual": model.projector(*(f[k] for k in order))}
@@ -114,6 +116,26 @@ def graph_function(
     if graph == "llm":
         return _llm_function(model)
     raise EngineError(f"the torch engine has no graph {graph!r}")
+
+
+def _psc_function(
+    model: GeoMagForConditionalGeneration,
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    import torch
+
+    from geomag_edge.cpp_ext import torch_op  # noqa: F401 - registers torch.ops.geomag.psc_crop
+    from geomag_edge.model.psc import view_box_of
+
+    config, select = model.config, graph_function(model, "psc_select")
+    mean_std = torch.tensor([config.image_mean, config.image_std])
+
+    def look(f: dict[str, Any]) -> dict[str, Any]:
+        shape = torch.tensor(f["image"].shape)
+        found = select({**f, "image_shape": shape, "view_box": view_box_of(shape)})
+        crops = torch.ops.geomag.psc_crop(f["image"], found["boxes"], mean_std, config.view_px)
+        return found | {"crops": crops}
+
+    return look
 
 
 def _llm_function(

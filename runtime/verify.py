@@ -20,6 +20,9 @@ from geomag_edge.runtime.masks import mask_iou
 from geomag_edge.runtime.reference import Call, Sample
 from geomag_edge.runtime.scene import Scene
 
+REPLAYED = (*CHAIN, "psc")
+"""The chain's graphs, and psc.onnx, which serves tools that want crops from one graph."""
+
 UNITS = {"boxes": "px", "crops": "std", "views": "std", "granularity": "logit", "logits": "logit",
          "mask_logits": "logit"}  # fmt: skip
 
@@ -116,11 +119,14 @@ def verify(
         chain.engine.name, chain.engine.precision,
         {name: s.provider for name, s in chain.sessions.items()}, tolerance,
     )  # fmt: skip
-    for graph in CHAIN:
+    for graph in REPLAYED:
         progress(f"replaying {graph}")
         calls = [c for s in samples for c in s.calls if c.graph == graph]
         if calls:
-            report.graphs += replay(chain.sessions[graph], calls, tolerance)
+            session = chain.sessions.get(graph) or chain.engine.session(graph)
+            report.graphs += replay(session, calls, tolerance)
+            if graph not in chain.sessions:
+                session.close()
     for sample in samples:
         progress(f"asking at budget {sample.budget}")
         report.chain.append(_ask(chain, sample, tolerance))

@@ -8,7 +8,7 @@ from pathlib import Path
 from geomag_edge.cli.console import parity_table, print_json, steps
 from geomag_edge.cli.run import add_engine_arguments
 from geomag_edge.errors import ParityError
-from geomag_edge.graphs import CHAIN, TOLERANCES
+from geomag_edge.graphs import TOLERANCES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +21,13 @@ def execute(args: argparse.Namespace) -> None:
     """Verifies and prints the report; drift past tolerance is a failure."""
     from geomag_edge.runtime.pipeline import Pipeline
     from geomag_edge.runtime.reference import FILES, load_reference
-    from geomag_edge.runtime.verify import verify
+    from geomag_edge.runtime.verify import REPLAYED, verify
 
     with Pipeline.load(
         args.bundle, args.engine, args.precision, args.threads, args.checkpoint
     ) as pipe:
         samples = load_reference(*(pipe.bundle.file(f"reference/{name}") for name in FILES))
-        with steps(len(CHAIN) + len(samples), "verify") as progress:
+        with steps(len(REPLAYED) + len(samples), "verify") as progress:
             report = verify(pipe.chain, samples, TOLERANCES[args.precision], progress)
     if args.json:
         print_json(report.to_json())

@@ -1,0 +1,97 @@
+"""`GeoMagProcessor`: images and prompts -> the model's inputs, ids -> text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from geomag_edge.cpp_ext import torch_op  # noqa: F401 - registers torch.ops.geomag.psc_crop
+from geomag_edge.errors import CheckpointError
+from geomag_edge.model.config import GeoMagConfig
+from geomag_edge.prompts import IMAGE_TOKEN, SEG_TOKEN, PromptCoder, PromptSettings, read_tokenizer
+
+TOKENIZERS = ("tokenizer.json", "psc_tokenizer.json")
+"""The LLM's and PSC's tokenizer in a checkpoint and in a bundle."""
+
+
+class GeoMagProcessor:
+    """What stands before and after the model: views by PscCrop, prompts by two tokenizers."""
+
+    def __init__(self, config: GeoMagConfig, coder: PromptCoder):
+        self.coder, self.view_px = coder, config.view_px
+        self.mean_std = torch.tensor([config.image_mean, config.image_std])
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: str | Path) -> GeoMagProcessor:
+        """Reads a checkpoint's config and tokenizers.
+
+        Raises:
+            CheckpointError: a tokenizer is missing, or disagrees with the config on [SEG] or
+                <image>.
+        """
+        checkpoint = Path(checkpoint)
+        for name in TOKENIZERS:
+            if not (checkpoint / name).is_file():
+                raise CheckpointError(f"checkpoint {checkpoint} has no {name}")
+        config = GeoMagConfig.from_pretrained(checkpoint)
+        text, psc = (read_tokenizer(checkpoint / name) for name in TOKENIZERS)
+        for token, wanted in (
+            (SEG_TOKEN, config.seg_token_id),
+            (IMAGE_TOKEN, config.image_token_id),
+        ):
+            if text.token_to_id(token) != wanted:
+                raise CheckpointError(
+                    f"the tokenizer of {checkpoint} has {token} as {text.token_to_id(token)}, its "
+                    f"config as {wanted}"
+                )
+        return cls(config, PromptCoder(prompt_settings(config, text), text, psc))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes both tokenizers; the rest is in the model's config."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for tokenizer, name in zip((self.coder.text, self.coder.psc), TOKENIZERS, strict=True):
+            tokenizer.save(str(Path(folder) / name))
+
+    def views(self, image: NDArray[np.uint8], boxes: NDArray[np.float32]) -> Tensor:
+        """u8[H,W,3] and boxes f32[n,4] px -> views f32[n,3,S,S]."""
+        return torch.ops.geomag.psc_crop(
+            torch.from_numpy(image), torch.from_numpy(boxes), self.mean_std, self.view_px
+        )
+
+    def prompt_ids(self, prompt: str) -> Tensor:
+        """Text -> PSC's ids, int64 [1,L]."""
+        return torch.from_numpy(self.coder.psc_ids(self.coder.check(prompt))[0])
+
+    def decode(self, ids: list[int]) -> str:
+        """Answer ids -> text, [SEG] visible."""
+        return self.coder.decode(ids)
+
+
+def prompt_settings(config: GeoMagConfig, tokenizer: Tokenizer) -> PromptSettings:
+    """How this checkpoint's prompts become ids."""
+    text, prompt = config.text_config, config.prompt_config
+    ends = text.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    padded = prompt.model_type == "siglip_text_model"
+    return PromptSettings(
+        template=config.prompt_template,
+        bos_token_id=_leading_id(tokenizer),
+        eos_token_ids=tuple(int(e) for e in ends if e is not None),
+        seg_token_id=config.seg_token_id,
+        context=text.max_position_embeddings,
+        psc_context=prompt.max_position_embeddings,
+        psc_pad_to=prompt.max_position_embeddings if padded else None,
+        psc_pad_id=int(prompt.pad_token_id or 0),
+    )
+
+
+def _leading_id(tokenizer: Tokenizer) -> int | None:
+    """The id that the tokenizer itself puts first (a config may name one that it never uses)."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    return whole[0] if len(whole) > len(plain) and whole[0] != plain[0] else None
