@@ -126,6 +126,12 @@ def make_preset(name: str, out: Path, seed: int = 0) -> Path:
     return out
 
 
+def shipped_checkpoint(name: str) -> Path | None:
+    """The trained checkpoint of a preset that comes with the package, or None."""
+    folder = Path(__file__).parent / "checkpoints" / name
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
 def save_checkpoint(
     model: GeoMagForConditionalGeneration, text: Tokenizer, psc: Tokenizer, out: Path
 ) -> None:

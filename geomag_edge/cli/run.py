@@ -49,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--range", metavar="LOW,HIGH", dest="value_range",
         help="values shown as black and white, for other types than uint8",
     )  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="replace an existing output folder")
 
 
 def positive(text: str) -> int:
@@ -79,7 +78,7 @@ def execute(args: argparse.Namespace) -> None:
         if not args.json:
             print()
         answer = describe(result, args.image)
-        written = write(session, result, answer, args.output, args.force) if args.output else {}
+        written = write(session, result, answer, args.output) if args.output else {}
     if args.json:
         print_json(answer | {"files": {k: str(v) for k, v in written.items()}})
     else:
@@ -131,19 +130,14 @@ def describe(result: Result, image: Path | str) -> dict[str, Any]:
     }
 
 
-def write(
-    session: Any, result: Result, answer: dict[str, Any], out: Path, force: bool
-) -> dict[str, Path]:
-    """Writes an answer's files into a folder."""
+def write(session: Any, result: Result, answer: dict[str, Any], out: Path) -> dict[str, Path]:
+    """Writes an answer's files into a folder; those of an earlier answer are replaced."""
     from geomag_edge.runtime.outputs import write_outputs
-    from geomag_edge.staging import staged_folder
 
-    with staged_folder(out, force) as stage:
-        files = write_outputs(
-            stage, session.scene, answer, result.masks, result.relevance, result.view_box,
-            result.crop_boxes, [result.prompt] * len(result.masks),
-        )  # fmt: skip
-    return {name: out / path.name for name, path in files.items()}
+    return write_outputs(
+        out, session.scene, answer, result.masks, result.relevance, result.view_box,
+        result.crop_boxes, [result.prompt] * len(result.masks),
+    )  # fmt: skip
 
 
 def print_answer(answer: dict[str, Any]) -> None:
