@@ -31,10 +31,11 @@ using psc::u8;
 
 namespace {
 
-const int BLOCK_ROWS = 16;           // input rows summed per pass: as many streams as a CPU tracks
+const int BLOCK_ROWS = 16;          // input rows summed per pass: as many streams as a CPU tracks
 const i64 STRIP_PIXELS = 16384;      // input columns in scratch at a time
 const i64 STRIP_OUTPUTS = 1024;      // output columns in scratch at a time
 const i64 STAGE_PIXELS = 512;        // input columns gathered at a time from odd layouts
+const double WORK_PER_THREAD = 4e6;  // in units of work_of, about 0.2 ms
 const int CHUNK_MAX = 64;            // most bytes that one step of the widest loop reads
 
 // Up to BLOCK_ROWS input rows and their weights in the current output row and the next.
@@ -43,19 +44,35 @@ struct Block {
   float now[BLOCK_ROWS];
   float later[BLOCK_ROWS];
   int n_rows;
+  i64 ahead;  // distance to the row that the next block has in the same place, for prefetching
   bool fresh_current;
   bool fresh_next;
 };
+
+typedef float Four __attribute__((vector_size(16)));
+typedef int FourInts __attribute__((vector_size(16)));
+
+// (sum / 255 - mean) / std as one multiply-add, in the lanes of a summed pixel.
+struct Normal {
+  Four scale, shift;
+};
+
+#if defined(__clang__)
+#define PSC_MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define PSC_MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, (FourInts){i, j, k, l})
+#endif
 
 // The inner loops of one instruction set.
 struct Loops {
   int lanes;
   void (*accumulate_pair)(const Block&, i64 chunks, float* current, float* next);
   void (*accumulate_one)(const Block&, i64 chunks, float* current, float* next);
-  void (*reduce)(const float* row, const int* starts, const float* weights, i64 outputs, i64 taps,
-                 int pitch, float* pixels);
-  void (*finish)(const float* pixels, int channel, i64 outputs, float scale, float shift,
-                 float* out, u16* out_half);
+  void (*reduce_pitch_3)(const float* row, const int* starts, const float* weights, i64 outputs,
+                         i64 taps, const Normal& normal, float* r, float* g, float* b);
+  void (*reduce_pitch_4)(const float* row, const int* starts, const float* weights, i64 outputs,
+                         i64 taps, const Normal& normal, float* r, float* g, float* b);
+  void (*to_half)(const float* values, i64 count, u16* out);
 };
 
 #if defined(__clang__)
@@ -176,7 +193,8 @@ struct Job {
   i64 size;
   float* out;        // one of the two is null
   u16* out_half;
-  float scale[3], shift[3];  // (sum / 255 - mean) / std as one multiply-add
+  float scale[3], shift[3];  // by output channel
+  Normal normal;             // the same, by lane of a summed pixel
   std::vector<Window> windows;
   i64 n_tasks;
 };
@@ -211,7 +229,7 @@ double work_of(const Job& job, const Window& w) {
 
 // One thread's buffers, sized by constants (below 1 MiB in all).
 struct Scratch {
-  std::vector<float> current, next, weights, pixels;
+  std::vector<float> current, next, weights, planes;
   std::vector<int> starts;
   std::vector<u8> stage;
 };
@@ -247,7 +265,7 @@ Strip plan_strip(const Window& w, i64 index, int pitch, Scratch& scratch) {
   const i64 padded = (strip.outputs + 3) / 4 * 4;
   scratch.starts.assign((size_t)padded, 0);
   scratch.weights.assign((size_t)(padded * strip.taps), 0.0f);
-  scratch.pixels.resize((size_t)(4 * padded));
+  scratch.planes.resize((size_t)(3 * padded));
   for (i64 j = 0; j < strip.outputs; ++j) {
     const Taps taps = psc::taps_at(w.x, psc::centre(w.x, strip.first + j));
     // Moved left where the padding would stick out on the right.
@@ -276,6 +294,7 @@ void add_rows(const Job& job, Block& block, i64 y, i64 begin, i64 pixels, bool p
     // Only bytes of the window are read: the image may end on the last byte of a mapped file.
     const i64 bytes = image.pixel * (pixels - 1) + 3;
     const i64 whole = bytes / chunk;
+    block.ahead = image.row * block.n_rows;
     for (int r = 0; r < block.n_rows; ++r) block.rows[r] = image.first_byte(y + r, begin);
     accumulate(block, whole, current, next);
     const i64 done = whole * chunk;
@@ -286,10 +305,12 @@ void add_rows(const Job& job, Block& block, i64 y, i64 begin, i64 pixels, bool p
         memcpy(to, block.rows[r] + done, (size_t)(bytes - done));
         block.rows[r] = to;
       }
+      block.ahead = 0;
       accumulate(block, 1, current + done, next + done);
     }
     return;
   }
+  block.ahead = 0;
   for (i64 x = 0; x < pixels; x += STAGE_PIXELS) {
     const i64 count = pixels - x < STAGE_PIXELS ? pixels - x : STAGE_PIXELS;
     for (int r = 0; r < block.n_rows; ++r) {
@@ -304,6 +325,32 @@ void add_rows(const Job& job, Block& block, i64 y, i64 begin, i64 pixels, bool p
       block.rows[r] = to;
     }
     accumulate(block, (3 * count + chunk - 1) / chunk, current + 3 * x, next + 3 * x);
+  }
+}
+
+// Sums the accumulated row across, normalises, and writes one output row of all three channels.
+void finish_row(const Job& job, i64 index, i64 s, const Strip& strip, Scratch& scratch) {
+  const auto reduce = job.image.pitch() == 3 ? job.loops->reduce_pitch_3 : job.loops->reduce_pitch_4;
+  const i64 whole = strip.outputs / 4 * 4, padded = (strip.outputs + 3) / 4 * 4;
+  const i64 plane = job.size * job.size;
+  const i64 at = (index * 3 * job.size + s) * job.size + strip.first;
+  const i64 direct = job.out ? whole : 0;  // outputs that need no stop in scratch
+  float* lanes[3];
+  if (direct > 0) {
+    for (int c = 0; c < 3; ++c) lanes[job.image.lane_of(c)] = job.out + at + c * plane;
+    reduce(scratch.current.data(), scratch.starts.data(), scratch.weights.data(), direct,
+           strip.taps, job.normal, lanes[0], lanes[1], lanes[2]);
+  }
+  if (direct == strip.outputs) return;
+  for (int c = 0; c < 3; ++c) lanes[job.image.lane_of(c)] = scratch.planes.data() + c * padded;
+  reduce(scratch.current.data(), scratch.starts.data() + direct,
+         scratch.weights.data() + direct * strip.taps, padded - direct, strip.taps, job.normal,
+         lanes[0], lanes[1], lanes[2]);
+  for (int c = 0; c < 3; ++c) {
+    const float* from = scratch.planes.data() + c * padded;
+    const i64 count = strip.outputs - direct;
+    if (job.out) memcpy(job.out + at + c * plane + direct, from, (size_t)count * sizeof(float));
+    else job.loops->to_half(from, count, job.out_half + at + c * plane);
   }
 }
 
@@ -342,15 +389,7 @@ void run_strip(const Job& job, i64 index, const Window& w, i64 strip_index, i64 
     }
     if (pair && fresh_next) scratch.next.assign(scratch.next.size(), 0.0f);
     if (s >= from) {
-      float* pixels = scratch.pixels.data();
-      job.loops->reduce(scratch.current.data(), scratch.starts.data(), scratch.weights.data(),
-                        strip.outputs, strip.taps, image.pitch(), pixels);
-      for (int c = 0; c < 3; ++c) {
-        const i64 at = ((index * 3 + c) * job.size + s) * job.size + strip.first;
-        job.loops->finish(pixels, image.lane_of(c), strip.outputs, job.scale[c], job.shift[c],
-                          job.out ? job.out + at : nullptr,
-                          job.out_half ? job.out_half + at : nullptr);
-      }
+      finish_row(job, index, s, strip, scratch);
     }
     scratch.current.swap(scratch.next);
   }
@@ -444,12 +483,18 @@ int geomag_psc_crop_cpu(const u8* image, i64 height, i64 width, i64 row, i64 pix
     for (int c = 0; c < 3; ++c) {
       job.scale[c] = (float)(1.0 / (255.0 * (double)mean_std[3 + c]));
       job.shift[c] = (float)(-(double)mean_std[c] / (double)mean_std[3 + c]);
+      job.normal.scale[job.image.lane_of(c)] = job.scale[c];
+      job.normal.shift[job.image.lane_of(c)] = job.shift[c];
     }
+    job.normal.scale[3] = job.normal.shift[3] = 0.0f;
     double work = 0.0;
     for (i64 k = 0; k < n_boxes; ++k) {
       job.windows.push_back(plan_window(job, boxes + 4 * k));
       work += work_of(job, job.windows.back());
     }
+    // Starting a thread costs as much as a small view: none is started for less work than it takes.
+    const double worth = 1.0 + work / WORK_PER_THREAD;
+    if (worth < (double)threads) threads = (int)worth;
     // Several tasks a thread even out their ends; one thread needs no cuts at all.
     const double share = work / (threads > 1 ? 4.0 * threads : 1.0);
     job.n_tasks = 0;
@@ -485,6 +530,32 @@ int geomag_psc_crop_cpu(const u8* image, i64 height, i64 width, i64 row, i64 pix
 const char* geomag_psc_simd(void) {
   const int lanes = loops_of_this_cpu().lanes;
   return lanes == 16 ? "avx512" : (lanes == 8 ? "avx2" : "baseline");
+}
+
+// Reads every byte of a window and keeps nothing: the roofline that the benchmark compares with.
+// Same threads and same memory as a crop, no arithmetic worth the name. The result only keeps the
+// compiler from dropping the loads.
+unsigned long long geomag_psc_read(const u8* first, i64 rows, i64 bytes, i64 row, int threads) {
+  std::atomic<unsigned long long> total(0);
+  const auto read_band = [&](i64 from, i64 to) {
+    unsigned long long folded[16] = {};
+    for (i64 y = from; y < to; ++y) {
+      const u8* at = first + y * row;
+      for (i64 x = 0; x + 128 <= bytes; x += 128) {
+        unsigned long long words[16];
+        memcpy(words, at + x, 128);
+        for (int i = 0; i < 16; ++i) folded[i] ^= words[i];
+      }
+    }
+    for (int i = 0; i < 16; ++i) total ^= folded[i];
+  };
+  std::vector<std::thread> helpers;
+  for (int t = 1; t < threads; ++t) {
+    helpers.emplace_back(read_band, rows * t / threads, rows * (t + 1) / threads);
+  }
+  read_band(0, rows / (threads > 0 ? threads : 1));
+  for (std::thread& helper : helpers) helper.join();
+  return total;
 }
 
 }  // extern "C"

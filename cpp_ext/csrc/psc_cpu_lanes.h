@@ -3,7 +3,6 @@
 // The includer opens a namespace, sets the compiler's target, and gives LANES and
 // `Lanes load_bytes(const u8*)` (LANES bytes widened to floats). No include guard: on purpose.
 
-typedef float Four __attribute__((vector_size(16)));
 typedef float FourAnywhere __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float LanesAnywhere __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
@@ -21,6 +20,7 @@ static void accumulate(const Block& block, i64 chunks, float* current, float* ne
     Lanes a[4] = {}, b[4] = {};
     for (int r = 0; r < block.n_rows; ++r) {
       const u8* at = block.rows[r] + x;
+      __builtin_prefetch(at + block.ahead);
       const Lanes v0 = load_bytes(at), v1 = load_bytes(at + LANES);
       const Lanes v2 = load_bytes(at + 2 * LANES), v3 = load_bytes(at + 3 * LANES);
       const float w = block.now[r];
@@ -41,10 +41,24 @@ static void accumulate(const Block& block, i64 chunks, float* current, float* ne
   }
 }
 
-// pixels[j] = sum over taps of weights * the accumulated row, one output pixel a vector (its three
-// channels and one idle lane), four output pixels at a time. `starts` are float offsets.
+// What turns four summed pixels (one a vector: its three channels and one idle lane) into four
+// values of each of three planes.
+static inline void store_planes(Four a, Four b, Four c, Four d, const Normal& normal, float* r,
+                                float* g, float* blue) {
+  const Four scale = normal.scale, shift = normal.shift;
+  a = a * scale + shift; b = b * scale + shift; c = c * scale + shift; d = d * scale + shift;
+  const Four ab_low = PSC_MIX(a, b, 0, 4, 1, 5), ab_high = PSC_MIX(a, b, 2, 6, 3, 7);
+  const Four cd_low = PSC_MIX(c, d, 0, 4, 1, 5), cd_high = PSC_MIX(c, d, 2, 6, 3, 7);
+  *(FourAnywhere*)r = PSC_MIX(ab_low, cd_low, 0, 1, 4, 5);
+  *(FourAnywhere*)g = PSC_MIX(ab_low, cd_low, 2, 3, 6, 7);
+  *(FourAnywhere*)blue = PSC_MIX(ab_high, cd_high, 0, 1, 4, 5);
+}
+
+// Four output pixels at a time: their taps' weighted sums over one accumulated row, normalised.
+// `starts` are float offsets into the row; `outputs` is a multiple of four.
+template <int PITCH>
 static void reduce(const float* row, const int* starts, const float* weights, i64 outputs,
-                   i64 taps, int pitch, float* pixels) {
+                   i64 taps, const Normal& normal, float* r, float* g, float* b) {
   const i64 block = 128;  // as above: short partial sums keep their bits
   for (i64 j = 0; j < outputs; j += 4) {
     const float* at0 = row + starts[j];
@@ -52,36 +66,34 @@ static void reduce(const float* row, const int* starts, const float* weights, i6
     const float* at2 = row + starts[j + 2];
     const float* at3 = row + starts[j + 3];
     Four sum0 = {}, sum1 = {}, sum2 = {}, sum3 = {};
-    for (i64 from = 0; from < taps; from += block) {
-      const i64 to = from + block < taps ? from + block : taps;
-      Four s0 = {}, s1 = {}, s2 = {}, s3 = {};
-      for (i64 k = from; k < to; ++k) {
-        s0 += *(const FourAnywhere*)at0 * weights[0];
-        s1 += *(const FourAnywhere*)at1 * weights[1];
-        s2 += *(const FourAnywhere*)at2 * weights[2];
-        s3 += *(const FourAnywhere*)at3 * weights[3];
-        at0 += pitch; at1 += pitch; at2 += pitch; at3 += pitch;
-        weights += 4;
+    if (taps == 2) {  // enlarging: no loop to set up
+      sum0 = *(const FourAnywhere*)at0 * weights[0] + *(const FourAnywhere*)(at0 + PITCH) * weights[4];
+      sum1 = *(const FourAnywhere*)at1 * weights[1] + *(const FourAnywhere*)(at1 + PITCH) * weights[5];
+      sum2 = *(const FourAnywhere*)at2 * weights[2] + *(const FourAnywhere*)(at2 + PITCH) * weights[6];
+      sum3 = *(const FourAnywhere*)at3 * weights[3] + *(const FourAnywhere*)(at3 + PITCH) * weights[7];
+      weights += 8;
+    } else {
+      for (i64 from = 0; from < taps; from += block) {
+        const i64 to = from + block < taps ? from + block : taps;
+        Four s0 = {}, s1 = {}, s2 = {}, s3 = {};
+        for (i64 k = from; k < to; ++k) {
+          const i64 x = k * PITCH;
+          s0 += *(const FourAnywhere*)(at0 + x) * weights[0];
+          s1 += *(const FourAnywhere*)(at1 + x) * weights[1];
+          s2 += *(const FourAnywhere*)(at2 + x) * weights[2];
+          s3 += *(const FourAnywhere*)(at3 + x) * weights[3];
+          weights += 4;
+        }
+        sum0 += s0; sum1 += s1; sum2 += s2; sum3 += s3;
       }
-      sum0 += s0; sum1 += s1; sum2 += s2; sum3 += s3;
     }
-    *(FourAnywhere*)(pixels + 4 * j) = sum0;
-    *(FourAnywhere*)(pixels + 4 * j + 4) = sum1;
-    *(FourAnywhere*)(pixels + 4 * j + 8) = sum2;
-    *(FourAnywhere*)(pixels + 4 * j + 12) = sum3;
+    store_planes(sum0, sum1, sum2, sum3, normal, r + j, g + j, b + j);
   }
 }
 
-// One channel of finished pixels, normalised, as floats or half floats.
-static void finish(const float* pixels, int channel, i64 outputs, float scale, float shift,
-                   float* out, u16* out_half) {
-  if (out_half) {
-    for (i64 j = 0; j < outputs; ++j) {
-      out_half[j] = half_bits(pixels[4 * j + channel] * scale + shift);
-    }
-  } else {
-    for (i64 j = 0; j < outputs; ++j) out[j] = pixels[4 * j + channel] * scale + shift;
-  }
+static void to_half(const float* values, i64 count, u16* out) {
+  for (i64 j = 0; j < count; ++j) out[j] = half_bits(values[j]);
 }
 
-static const Loops loops = {LANES, accumulate<true>, accumulate<false>, reduce, finish};
+static const Loops loops = {LANES,     accumulate<true>, accumulate<false>,
+                            reduce<3>, reduce<4>,        to_half};
