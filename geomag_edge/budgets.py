@@ -59,8 +59,8 @@ class TokenBudget:
     def fitted(self, visual_tokens: int) -> TokenBudget:
         """The largest budget of this shape with at most `visual_tokens` tokens.
 
-        Crops are dropped before grids shrink below a quarter of their tokens, since a crop's
-        magnification is worth more than its token count.
+        Grid sides and the number of crops shrink alike, so that neither the overview nor the
+        magnification is given up for the other.
         """
         if visual_tokens < 1:
             raise BudgetError(f"a budget of {visual_tokens} visual tokens is too small: give >= 1")
@@ -83,7 +83,7 @@ def _worth(budget: TokenBudget, full: TokenBudget) -> float:
     return min(parts) + sum(parts) / (10 * len(parts))
 
 
-_FORM = re.compile(r"(\d+)(?:\+(\d+)x(\d+))?")
+_FORM = re.compile(r"(\d{1,6})(?:\+(\d{1,6})x(\d{1,6}))?")
 
 
 def parse_budget(text: str, levels: Mapping[str, TokenBudget], routed: str) -> TokenBudget:
@@ -102,7 +102,7 @@ def parse_budget(text: str, levels: Mapping[str, TokenBudget], routed: str) -> T
     text = text.strip()
     if text in levels:
         return levels[text]
-    if match := re.fullmatch(r"(\d+)t", text):
+    if match := re.fullmatch(r"(\d{1,9})t", text):
         return levels[routed].fitted(int(match[1]))
     if match := _FORM.fullmatch(text):
         return TokenBudget(int(match[1]), int(match[2] or 0), int(match[3] or 0))
@@ -121,7 +121,6 @@ def check_budget(budget: TokenBudget, grid: int, max_crops: int) -> TokenBudget:
         )
     if budget.crops > max_crops:
         raise BudgetError(
-            f"budget {budget} asks for {budget.crops} crops, this model chooses at most "
-            f"{max_crops}"
+            f"budget {budget} asks for {budget.crops} crops, this model chooses at most {max_crops}"
         )
     return budget

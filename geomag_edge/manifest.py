@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +29,18 @@ class ViewSettings:
     grid: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.view_px < 1 or self.grid < 1:
+            raise BundleError(f"views of {self.view_px} px in {self.grid} patches are not possible")
+        if not (_three_finite(self.mean) and _three_finite(self.std) and min(self.std) > 0):
+            raise BundleError(
+                f"mean {self.mean} and std {self.std} must be three numbers each, std above 0"
+            )
+
+
+def _three_finite(values: tuple[float, ...]) -> bool:
+    return len(values) == 3 and all(math.isfinite(v) for v in values)
 
 
 @dataclass(frozen=True)
@@ -142,7 +155,7 @@ class Manifest:
                 check_inside(name)
         except BundleError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as e:
             raise BundleError(
                 f"{MANIFEST} is damaged: {type(e).__name__} at {e}; export the bundle again"
             ) from e
@@ -204,7 +217,7 @@ class Bundle:
             )
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise BundleError(f"{path} is not readable JSON: {e}") from e
         return cls(root, Manifest.from_json(data))
 

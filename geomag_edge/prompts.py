@@ -57,7 +57,20 @@ class PromptSettings:
     @classmethod
     def from_json(cls, data: dict) -> PromptSettings:
         """Reads the manifest's form."""
-        return cls(**(data | {"eos_token_ids": tuple(data["eos_token_ids"])}))
+
+        def perhaps(key: str) -> int | None:
+            return None if data[key] is None else int(data[key])
+
+        return cls(
+            template=str(data["template"]),
+            bos_token_id=perhaps("bos_token_id"),
+            eos_token_ids=tuple(int(i) for i in data["eos_token_ids"]),
+            seg_token_id=int(data["seg_token_id"]),
+            context=int(data["context"]),
+            psc_context=int(data["psc_context"]),
+            psc_pad_to=perhaps("psc_pad_to"),
+            psc_pad_id=int(data["psc_pad_id"]),
+        )
 
 
 class PromptCoder:
@@ -78,7 +91,7 @@ class PromptCoder:
         """The prompt without surrounding space.
 
         Raises:
-            PromptError: not text, empty, or absurdly long.
+            PromptError: not text, empty, absurdly long, or not encodable.
         """
         if not isinstance(prompt, str):
             raise PromptError(f"a prompt must be text, got {type(prompt).__name__}")
@@ -89,6 +102,12 @@ class PromptCoder:
             raise PromptError(
                 f"the prompt has {len(prompt)} characters, the limit is {MAX_PROMPT_CHARS}"
             )
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as e:  # half a surrogate pair, from bytes that were no UTF-8
+            raise PromptError(
+                f"the prompt is not valid text at character {e.start + 1}: give it in UTF-8"
+            ) from e
         return prompt
 
     def around_image(self, prompt: str) -> tuple[list[int], list[int]]:
@@ -137,18 +156,22 @@ class PromptCoder:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Reads a tokenizer.json.
+    """Reads a tokenizer.json, without the padding and truncation that it may have been saved with.
 
     Raises:
         BundleError: missing or not a tokenizer.
     """
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:
         raise BundleError(f"cannot read the tokenizer {path}: {e}") from e
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
-_BOX = re.compile(r"<box>\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*</box>")
+_NUMBER = r"\s*(\d{1,6})\s*"
+_BOX = re.compile(rf"<box>{_NUMBER}:{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}</box>")
 
 
 def boxes_in(text: str, view_boxes: NDArray[np.float32], height: int, width: int) -> list[list]:

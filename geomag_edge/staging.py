@@ -52,11 +52,10 @@ def _swap(stage: Path, out: Path) -> None:
         stage.rename(out)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    out.rename(old / "was")
     try:
+        out.rename(old / "was")
         stage.rename(out)
-    except OSError:
-        (old / "was").rename(out)
-        raise
-    finally:
+    finally:  # Ctrl-C between the two must not cost the old folder
+        if not out.exists():
+            (old / "was").rename(out)
         shutil.rmtree(old, ignore_errors=True)

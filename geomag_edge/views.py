@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from geomag_edge.errors import InputError
+
 F32 = NDArray[np.float32]
 
 
@@ -23,6 +25,10 @@ class PscSettings:
     windows: tuple[int, ...]
     overlap: float
     levels: int
+
+    def __post_init__(self) -> None:
+        if self.max_crops < 1 or self.levels < 1 or min(self.windows, default=0) < 1:
+            raise InputError(f"{self}: needs at least 1 crop, 1 level and 1 window, each 1 or more")
 
     @classmethod
     def from_json(cls, data: dict) -> PscSettings:
@@ -208,4 +214,3 @@ def select_windows(
         as_boxes = windows[:, [1, 0, 3, 2]].astype(np.float32)
         scores = np.where(iou_with(as_boxes[best], as_boxes) > psc.overlap, np.float32(-1), scores)
     return np.array(boxes, np.float32), np.array(kept, np.float32)
-
