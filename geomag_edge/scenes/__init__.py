@@ -6,6 +6,8 @@ write_scene(scene, "scene.tif")
 
 from .catalog import CLASSES, COLOURS, LANDMARKS, SCENE_CLASSES
 from .geotiff import sample_scene, write_scene
+from .phrases import VOCABULARY, corpus
+from .questions import Question, make_questions
 from .scene import RenderedScene, SceneObject, render_scene
 from .spec import SceneSpec
 
@@ -14,9 +16,13 @@ __all__ = [
     "COLOURS",
     "LANDMARKS",
     "SCENE_CLASSES",
+    "VOCABULARY",
+    "Question",
     "RenderedScene",
     "SceneObject",
     "SceneSpec",
+    "corpus",
+    "make_questions",
     "render_scene",
     "sample_scene",
     "write_scene",

@@ -70,7 +70,7 @@ class Builder:
         self.ground = catalog.GROUND[look.season]
         self.water_rgb = rng.choice(catalog.WATER_RGB)
         self.sea: Thing | None = None
-        self.sea_made = False
+        self._driven: set[tuple[int, int]] = set()
 
     def rgb(self, cls: str, colour: str) -> tuple[int, int, int]:
         """The colour word as this class wears it, a little different each time."""
@@ -246,7 +246,9 @@ class Builder:
                 )
                 self.decor("slab", MARK, u, v, heading, (span, 0.25, 0), paint, owner=thing)
 
-    def vehicle(self, u: float, v: float, heading: float, large: bool = False) -> Thing | None:
+    def vehicle(
+        self, u: float, v: float, heading: float, large: bool = False, place: str = ""
+    ) -> Thing | None:
         """A car or a lorry of a random colour."""
         size = "large" if large else "small"
         length = self.rng.uniform(*catalog.VEHICLE_LENGTH_M[size])
@@ -254,11 +256,15 @@ class Builder:
             return None
         dims = (length, 2.6 if large else self.rng.uniform(1.8, 2.1), 3.2 if large else 1.5)
         colour = self.rng.choice(catalog.CLASS_COLOURS["vehicle"])
-        return self.stamp("vehicle", "vehicle", LOW, u, v, heading, dims, colour, size)
+        made = self.stamp("vehicle", "vehicle", LOW, u, v, heading, dims, colour, size)
+        if made is not None:
+            made.place = place
+        return made
 
     def traffic(
-        self, u0: float, v0: float, u1: float, v1: float, width_m: float, spacing_m: float
-    ) -> None:
+        self, u0: float, v0: float, u1: float, v1: float, width_m: float, spacing_m: float,
+        place: str = "road",
+    ) -> None:  # fmt: skip
         """Vehicles on a road, in both lanes, on average one every `spacing_m`."""
         length = math.hypot(u1 - u0, v1 - v0)
         heading = math.atan2(v1 - v0, u1 - u0)
@@ -267,13 +273,20 @@ class Builder:
             side = self.rng.choice((-1, 1))
             off = side * width_m / 4
             t = at / length
-            self.vehicle(
-                u0 + (u1 - u0) * t - math.sin(heading) * off,
-                v0 + (v1 - v0) * t + math.cos(heading) * off,
-                heading + (math.pi if side < 0 else 0.0),
-                large=self.rng.random() < 0.18,
-            )
+            u = u0 + (u1 - u0) * t - math.sin(heading) * off
+            v = v0 + (v1 - v0) * t + math.cos(heading) * off
+            if self._way_is_free(u, v):
+                turn = heading + (math.pi if side < 0 else 0.0)
+                self.vehicle(u, v, turn, self.rng.random() < 0.18, place)
             at += 19.0 + self.rng.uniform(0.0, 2 * max(spacing_m - 19.0, 1.0))
+
+    def _way_is_free(self, u: float, v: float) -> bool:
+        """Keeps vehicles of crossing roads out of one another."""
+        i, j = int(u // 9), int(v // 9)
+        if any((i + a, j + b) in self._driven for a in (-1, 0, 1) for b in (-1, 0, 1)):
+            return False
+        self._driven.add((i, j))
+        return True
 
     def building(
         self, cell: Cell, u: float, v: float, du: float, dv: float, shape: str = "flat",
@@ -293,6 +306,16 @@ class Builder:
         return self.stamp(
             "building", shape, HIGH, u, v, math.pi / 2 if turned else 0.0, dims, colour, size
         )
+
+    def roof_panel(
+        self, u: float, v: float, heading: float, length_m: float, width_m: float, colour: str
+    ) -> None:
+        """A solar array on a roof."""
+        size = "large" if length_m > 12 else "small"
+        dims = (length_m, width_m, 0.3)
+        made = self.stamp("solar panel", "panel", ROOFTOP, u, v, heading, dims, colour, size)
+        if made is not None:
+            made.place = "building"
 
     def trees(
         self, cell: Cell, count: int, large: float = 0.3, spread: float | None = None,
@@ -336,7 +359,7 @@ class Builder:
                            (190, 190, 184), owner=lot)  # fmt: skip
                 if self.rng.random() < fill:
                     turn = heading + (math.pi if self.rng.random() < 0.5 else 0.0)
-                    self.vehicle(u + bay / 2, v + depth / 2, turn, lorries)
+                    self.vehicle(u + bay / 2, v + depth / 2, turn, lorries, "parking lot")
             row += 1
             v += depth + (0.4 if row % 2 == 0 else aisle)
         return lot

@@ -89,7 +89,7 @@ GROUND: dict[str, dict[str, tuple[int, int, int]]] = {
 }
 """Vegetation by season."""
 
-FIELD_RGB = {"green": (92, 116, 66), "brown": (136, 112, 88), "yellow": (186, 168, 108)}
+FIELD_RGB = {"green": (76, 112, 58), "brown": (136, 112, 88), "yellow": (186, 168, 108)}
 TREE_RGB = {"green": (52, 80, 42), "brown": (96, 82, 60), "orange": (150, 98, 44)}
 PANEL_RGB = {"blue": (38, 56, 104), "black": (34, 36, 46)}
 ASPHALT_RGB = (104, 105, 106)

@@ -123,7 +123,7 @@ def _pier_with_ships(
             "grey", "large" if length > 60 else "small")  # fmt: skip
     water.block(u - width / 2, v_sea, u + width / 2, v_sea + length)
     if rng.random() < 0.4:
-        b.traffic(u, v_sea + 4, u, v_sea + length - 4, width * 0.8, 40)
+        b.traffic(u, v_sea + 4, u, v_sea + length - 4, width * 0.8, 40, "pier")
     marina = rng.random() < 0.3
     for side in (-1, 1):
         v = v_sea + 5

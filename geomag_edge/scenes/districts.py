@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from . import catalog
-from .builder import LOW, MARK, MIDDLE, PAD, ROOFTOP, Builder, Cell
+from .builder import LOW, MARK, MIDDLE, PAD, Builder, Cell
 from .shapes import shade
 
 PAINT_RGB = (206, 206, 200)
@@ -83,8 +83,7 @@ def roof_panels(b: Builder, u: float, v: float, du: float, dv: float) -> None:
     for k in range(rows):
         off = (k - (rows - 1) / 2) * 5.5
         at = (u, v + off) if du >= dv else (u + off, v)
-        b.stamp("solar panel", "panel", ROOFTOP, *at, 0.0 if du >= dv else math.pi / 2,
-                (length, 3.2, 0.4), colour, "large" if length > 12 else "small")  # fmt: skip
+        b.roof_panel(*at, 0.0 if du >= dv else math.pi / 2, length, 3.2, colour)
 
 
 def residential(b: Builder, c: Cell) -> None:
@@ -116,8 +115,7 @@ def residential(b: Builder, c: Cell) -> None:
                     at = street + side * setback
                     made = b.building(c, u, at, du, dv, shape, rng.choice(roofs), 5.5)
                     if made and rng.random() < 0.07:
-                        b.stamp("solar panel", "panel", ROOFTOP, u, at + 0.22 * dv, 0.0,
-                                (0.55 * du, 2.8, 0.2), "blue", "small")  # fmt: skip
+                        b.roof_panel(u, at + 0.22 * dv, 0.0, 0.55 * du, 2.8, "blue")
                     if made and rng.random() < 0.35:
                         drive = street + side * (width / 2 + 3.2)
                         if c.take(u + du / 2 + 1.8, drive, 2.4, 5.4):

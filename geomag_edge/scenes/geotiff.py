@@ -55,7 +55,7 @@ def _write(scene: RenderedScene, path: Path) -> None:
     size = scene.size_px
     block = 512 if size >= 512 else 256
     # Beyond 4 GiB of pixels a classic TIFF may not hold the file.
-    with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS", COMPRESS_OVERVIEW="DEFLATE"):
+    with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS", GDAL_CACHEMAX=128, COMPRESS_OVERVIEW="DEFLATE"):
         with rasterio.open(
             path, "w", driver="GTiff", width=size, height=size, count=3, dtype="uint8",
             crs=CRS.from_epsg(scene.crs), transform=scene.transform, tiled=True,

@@ -93,8 +93,8 @@ def draw(spec: SceneSpec, tx: int, ty: int, halo: int = HALO) -> Drawing:
 def labels(drawing: Drawing, halo: int = HALO) -> NDArray[np.int32]:
     """Object ids i32[h,w] of the tile without its halo: the id of most of a pixel's subpixels.
 
-    Where two objects hold half a pixel each, the later one (drawn on top, and as a rule smaller)
-    gets it.
+    Where two objects hold half a pixel each, the one with the higher id gets it; bare ground
+    never wins against half an object.
     """
     edge = SUB * halo
     rows, cols = drawing.index.shape

@@ -75,6 +75,7 @@ class SceneObject:
     orientation: float  # degrees clockwise from the x axis, [0, 180)
     area_px: int  # visible pixels
     polygons: tuple[tuple[tuple[float, float], ...], ...]  # outline before anything covers it
+    place: str  # the class of what it stands on: road, parking lot, pier, building, or ""
     _labels: Labels = field(repr=False, compare=False)
 
     @property
@@ -187,6 +188,7 @@ class RenderedScene:
                     thing.orientation,
                     int(extents.area[thing.id]),
                     tuple(tuple(p) for p in thing.polygons),
+                    thing.place,
                     self.labels,
                 )
             )

@@ -118,6 +118,7 @@ class Thing:
     size: str
     orientation: float  # degrees clockwise from the image's x axis, in [0, 180)
     polygons: list[list[tuple[float, float]]] = field(default_factory=list)  # px
+    place: str = ""  # the class of what it stands on: road, parking lot, pier, building
 
 
 @dataclass
