@@ -115,7 +115,7 @@ def outline(mask: Mask) -> tuple[list[list[F64]], int]:
     else:
         y, x = (np.arange(a, b, step) + step / 2 for a, b in ((y0, y1), (x0, x1)))
         grid = np.concatenate([mask.at(y[i : i + 256], x) for i in range(0, len(y), 256)])
-    place = Affine.translation(x0, y0) * Affine.scale(step)
+    place = Affine(step, 0, x0, 0, step, y0)
     found = shapes(grid.view(np.uint8), mask=grid, connectivity=4, transform=place)
     return [[np.asarray(ring, np.float64) for ring in g["coordinates"]] for g, _ in found], step
 

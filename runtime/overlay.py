@@ -55,7 +55,8 @@ def draw_overlay(
     """Two panels, side by side or (wide scenes) stacked, below the question and the answer."""
     picture, scale = _panel(scene)
     crops = np.asarray(crop_boxes, np.float64).reshape(-1, 4) * scale
-    boxes = np.asarray(answer.get("boxes") or [], np.float64).reshape(-1, 4) * scale
+    in_text = answer.get("boxes")
+    boxes = np.asarray([] if in_text is None else in_text, np.float64).reshape(-1, 4) * scale
     looked = picture.copy()
     if relevance is not None:
         looked = _with_heat(looked, relevance, np.asarray(view_box, np.float64) * scale)

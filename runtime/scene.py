@@ -136,6 +136,7 @@ class Scene:
         """The whole image, its longer side at most `max_px`: (u8[h,w,3], thumbnail px per px)."""
         scale = min(1.0, max_px / max(self.height, self.width))
         size = (max(1, round(self.width * scale)), max(1, round(self.height * scale)))
+        across, down = float(self.width), float(self.height)
         if self._raster is None:
             picture = self._filled((NO_DATA_GREY,) * 3)
         else:
@@ -143,8 +144,11 @@ class Scene:
             picture, valid = self._raster.read(level, (0, 0, level.height, level.width), by)
             if valid is not None:
                 picture[~valid] = NO_DATA_GREY
-        small = Image.fromarray(picture).resize(size, Image.Resampling.BOX, reducing_gap=3.0)
-        return np.asarray(small), scale
+            # The last averaged block may reach past the image's edge.
+            across, down = across / (level.factor[1] * by), down / (level.factor[0] * by)
+        box = (0.0, 0.0, min(across, picture.shape[1]), min(down, picture.shape[0]))
+        kind = Image.Resampling.BILINEAR
+        return np.asarray(Image.fromarray(picture).resize(size, kind, box, 3.0)), scale
 
     def _filled(self, colour: tuple[int, int, int]) -> U8:
         """The image in memory with `colour` where there is no data."""
