@@ -23,10 +23,11 @@ from rasterio.windows import Window
 
 from geomag_edge.errors import InputError, OutputError
 
+from .files import CACHE_BYTES
 from .geojson import feature_collection
 from .masks import BLOCK_PX, Mask
 from .overlay import draw_overlay, mask_colour
-from .raster import CACHE_BYTES, Georef
+from .raster import Georef
 from .scene import Scene
 
 SIDECAR = "masks.tif.aux.xml"

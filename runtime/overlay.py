@@ -22,7 +22,6 @@ LEGEND_ROWS = 8
 BACKGROUND: Colour = (17, 22, 29)
 INK: Colour = (236, 240, 244)
 QUIET: Colour = (148, 160, 174)
-BOX: Colour = (255, 214, 10)
 
 # Distinct for most colour-blind viewers and on vegetation, soil and water alike.
 PALETTE: tuple[Colour, ...] = (
@@ -64,7 +63,7 @@ def draw_overlay(
         _outline_box(looked, box, INK, str(i) if len(crops) > 1 else "")
     found = _with_masks(picture, masks, scale, labels)
     for box in boxes:
-        _outline_box(found, box, BOX, "")
+        _outline_box(found, box, INK, "")
     panels = [
         (looked, "Where it looked", _looked_legend(relevance is not None, len(crops))),
         (found, "What it found", _found_legend(masks, labels, len(boxes))),
@@ -200,7 +199,7 @@ def _found_legend(masks: Sequence[Mask], labels: Sequence[str], boxes: int) -> l
     if len(rows) > LEGEND_ROWS:
         rows[LEGEND_ROWS:] = [("text", None, f"and {len(rows) - LEGEND_ROWS} more masks")]
     if boxes:
-        rows.append(("box", BOX, f"{boxes} box{'es' if boxes > 1 else ''} in the answer"))
+        rows.append(("box", INK, f"{boxes} box{'es' if boxes > 1 else ''} in the answer"))
     return rows or [("text", None, "no masks and no boxes in the answer")]
 
 
@@ -219,10 +218,10 @@ def _page(
     headline: list[tuple[str, int, Colour]],
 ) -> Image.Image:
     width, height = panels[0][0].size
-    legend = ROW * max(len(rows) for _, _, rows in panels)
-    cell_w, cell_h = max(width, 420), 36 + height + 12 + legend
+    cell_w = max(width, 420)
+    heights = [36 + height + 12 + ROW * len(rows) + MARGIN for _, _, rows in panels]
     stacked = width > 1.7 * height
-    across, down = (1, len(panels)) if stacked else (len(panels), 1)
+    across = 1 if stacked else len(panels)
     page_w = MARGIN + across * (cell_w + MARGIN)
     wrapped = [
         (line, size, colour)
@@ -230,7 +229,8 @@ def _page(
         for line in _wrapped(text, size, page_w - 2 * MARGIN, most=2)
     ]
     top = MARGIN + sum(size + 12 for _, size, _ in wrapped) + (8 if wrapped else 0)
-    page = Image.new("RGB", (page_w, top + down * (cell_h + MARGIN)), BACKGROUND)
+    page_h = top + (sum(heights) if stacked else max(heights))
+    page = Image.new("RGB", (page_w, page_h), BACKGROUND)
     draw = ImageDraw.Draw(page)
     y = MARGIN
     for line, size, colour in wrapped:
@@ -238,7 +238,7 @@ def _page(
         y += size + 12
     for i, (picture, title, rows) in enumerate(panels):
         x = MARGIN + (0 if stacked else i * (cell_w + MARGIN))
-        y = top + (i * (cell_h + MARGIN) if stacked else 0)
+        y = top + (sum(heights[:i]) if stacked else 0)
         draw.text((x, y + 12), title, INK, _font(20), anchor="lm")
         page.paste(picture, (x, y + 36))
         for k, row in enumerate(rows):
