@@ -168,6 +168,18 @@ def view_to_image(box: Sequence[float], local: Sequence[float]) -> tuple[float, 
     return (x0 + local[0] * w, y0 + local[1] * h, x0 + local[2] * w, y0 + local[3] * h)
 
 
+def image_to_view(box: Sequence[float], inside: Sequence[float]) -> tuple[float, ...]:
+    """A box in pixels of the image -> the 0..1 coordinates of the view that shows `box`."""
+    x0, y0, x1, y1 = box
+    w, h = x1 - x0, y1 - y0
+    return (
+        (inside[0] - x0) / w,
+        (inside[1] - y0) / h,
+        (inside[2] - x0) / w,
+        (inside[3] - y0) / h,
+    )
+
+
 def windows_of(grid: int, sizes: Sequence[int]) -> NDArray[np.int64]:
     """All square windows of the given sizes on a grid x grid map: [Nw,4] as row0, col0, row1, col1.
 
@@ -203,14 +215,12 @@ def select_windows(
     r0, c0, r1, c1 = windows.T
     total = integral[r1, c1] - integral[r0, c1] - integral[r1, c0] + integral[r0, c0]
     scores = total / (r1 - r0).astype(np.float32)
-    cell = (view_box[2] - view_box[0]) / grid
+    cell = np.float32((view_box[2] - view_box[0]) / np.float32(grid))
+    corners = windows[:, [1, 0, 3, 2]].astype(np.float32)  # x0,y0,x1,y1 in patches
     boxes, kept = [], []
     for _ in range(psc.max_crops):
         best = int(scores.argmax())
-        y0, x0, y1, x1 = windows[best]
-        boxes.append([view_box[0] + x0 * cell, view_box[1] + y0 * cell,
-                      view_box[0] + x1 * cell, view_box[1] + y1 * cell])  # fmt: skip
+        boxes.append(view_box[[0, 1, 0, 1]] + corners[best] * cell)
         kept.append(scores[best])
-        as_boxes = windows[:, [1, 0, 3, 2]].astype(np.float32)
-        scores = np.where(iou_with(as_boxes[best], as_boxes) > psc.overlap, np.float32(-1), scores)
+        scores = np.where(iou_with(corners[best], corners) > psc.overlap, np.float32(-1), scores)
     return np.array(boxes, np.float32), np.array(kept, np.float32)

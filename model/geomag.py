@@ -103,7 +103,7 @@ def load_checkpoint(
     try:
         model, info = GeoMagForConditionalGeneration.from_pretrained(
             path, dtype=dtype, use_safetensors=True, local_files_only=True,
-            output_loading_info=True,
+            output_loading_info=True, ignore_mismatched_sizes=True,  # named below
         )  # fmt: skip
     except CheckpointError:
         raise
@@ -134,11 +134,12 @@ def check_folder(path: Path) -> None:
         raise CheckpointError(f"no checkpoint folder at {path}")
     try:
         config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as e:
+        model_type = config.get("model_type")
+    except (OSError, ValueError, AttributeError) as e:
         raise CheckpointError(f"checkpoint {path} has no readable config.json") from e
-    if config.get("model_type") != GeoMagConfig.model_type:
+    if model_type != GeoMagConfig.model_type:
         raise CheckpointError(
-            f"{path} holds a {config.get('model_type')!r} model, not a GeoMag checkpoint: "
+            f"{path} holds a {model_type!r} model, not a GeoMag checkpoint: "
             "assemble one with `geomag-edge compose`"
         )
     if not any(path.glob("*.safetensors")):

@@ -217,3 +217,28 @@ def picture():
     rng = np.random.default_rng(5)
     blocks = rng.integers(0, 256, (8, 10, 3)).repeat(40, axis=0).repeat(40, axis=1)
     return (blocks * 0.8 + rng.integers(0, 50, blocks.shape)).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def torch_chain(checkpoint_of):
+    """(family) -> a chain on PyTorch that records its calls, and what it was made from."""
+    from geomag_edge.export.describe import describe
+    from geomag_edge.model.geomag import load_checkpoint
+    from geomag_edge.model.processor import GeoMagProcessor
+    from geomag_edge.runtime.chain import Chain
+    from geomag_edge.runtime.reference import RecordingEngine
+    from geomag_edge.runtime.torch_engine import TorchEngine
+
+    made = {}
+
+    def chain(family=MAIN_FAMILY):
+        if family not in made:
+            folder = checkpoint_of(family)
+            model, processor = load_checkpoint(folder), GeoMagProcessor.from_pretrained(folder)
+            manifest = describe(model, processor.coder.settings, folder, folder.parent / "bundle")
+            engine = RecordingEngine(TorchEngine(model))
+            made[family] = Chain(engine, manifest, processor.coder), model, processor
+        made[family][0].engine.calls.clear()
+        return made[family]
+
+    return chain

@@ -1,0 +1,178 @@
+"""Checkpoints: saved and read back whole, or refused in one clear line."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from geomag_edge.errors import CheckpointError
+from geomag_edge.model.digest import checkpoint_digest
+from geomag_edge.model.geomag import load_checkpoint
+from geomag_edge.model.processor import GeoMagProcessor
+
+FAMILIES = ("qwen3-siglip", "llama-clip", "qwen2-clip")
+
+
+def same_state(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_reads_back_tensor_by_tensor(checkpoint_of, make_model, family):
+    model = load_checkpoint(checkpoint_of(family))
+    same_state(model, make_model(family))
+    assert not model.training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sharded_checkpoint_reads_back_too(make_model, family, tmp_path):
+    model = make_model(family)
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    same_state(load_checkpoint(tmp_path), model)
+
+
+@pytest.mark.parametrize(("family", "tied"), [("qwen2-clip", True), ("llama-clip", False)])
+def test_tied_weights_stay_tied_and_untied_ones_apart(checkpoint_of, family, tied):
+    model = load_checkpoint(checkpoint_of(family))
+    head = model.language_model.lm_head.weight
+    assert (head.data_ptr() == model.get_input_embeddings().weight.data_ptr()) == tied
+
+
+def test_tables_that_are_no_weights_are_rebuilt_on_loading(checkpoint_of, make_model):
+    model, fresh = load_checkpoint(checkpoint_of("qwen2-clip")), make_model("qwen2-clip")
+    tables = dict(model.named_buffers())
+    for name, table in fresh.named_buffers():
+        assert torch.equal(table, tables[name]), name
+
+
+def test_the_config_reads_back(checkpoint_of, make_config):
+    config = load_checkpoint(checkpoint_of("llama-clip")).config
+    expected = make_config("llama-clip")
+    for name in ("psc", "tmra", "mask", "budgets", "view_px", "grid", "untrained"):
+        assert getattr(config, name) == getattr(expected, name)
+    assert config.text_config.rope_parameters == expected.text_config.rope_parameters
+
+
+def test_half_precision_can_be_asked_for(checkpoint_of):
+    model = load_checkpoint(checkpoint_of("qwen2-clip"), torch.float16)
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+
+
+@pytest.fixture
+def copy(checkpoint_of, tmp_path):
+    """A checkpoint that may be damaged."""
+    return shutil.copytree(checkpoint_of("qwen2-clip"), tmp_path / "checkpoint")
+
+
+def edit_weights(change):
+    def damage(path):
+        weights = load_file(path / "model.safetensors")
+        change(weights)
+        save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+def edit_config(**changes):
+    def damage(path):
+        config = json.loads((path / "config.json").read_text()) | changes
+        (path / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
+def write(name, content):
+    return lambda path: (path / name).write_bytes(content)
+
+
+def truncate(path):
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def only_pickle(path):
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+
+
+PLACE = "mask_head.place"
+
+DAMAGES = {
+    "no folder": (shutil.rmtree, "no checkpoint folder at"),
+    "no config": (lambda p: (p / "config.json").unlink(), "no readable config.json"),
+    "config is no JSON": (write("config.json", b"{"), "no readable config.json"),
+    "config is no text": (write("config.json", b"\xff\xfe\x00"), "no readable config.json"),
+    "config is a list": (write("config.json", b"[]"), "no readable config.json"),
+    "another model": (edit_config(model_type="llava"), "'llava' model, not a GeoMag checkpoint"),
+    "another tower": (edit_config(vision_config={"model_type": "vit"}), "family 'vit'"),
+    "no weights": (lambda p: (p / "model.safetensors").unlink(), "no \\*.safetensors weights"),
+    "only pickle": (only_pickle, "pickle weights \\(pytorch_model.bin\\)"),
+    "weights are garbage": (write("model.safetensors", b"garbage" * 9), "cannot be loaded"),
+    "weights are empty": (write("model.safetensors", b""), "cannot be loaded"),
+    "weights are cut short": (truncate, "cannot be loaded"),
+    "a tensor is missing": (
+        edit_weights(lambda w: w.pop(PLACE)), f"lacks tensors: {PLACE}; it must hold",
+    ),
+    "many tensors are missing": (
+        edit_weights(lambda w: [w.pop(k) for k in list(w) if "mask_head" in k]), "and \\d+ more",
+    ),
+    "a tensor too many": (
+        edit_weights(lambda w: w.update(stowaway=torch.zeros(2))), "unknown tensors: stowaway",
+    ),
+    "a misshapen tensor": (
+        edit_weights(lambda w: w.update({PLACE: torch.zeros(3, 3)})), f"misshapen tensors: {PLACE}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_in_one_line(copy, damage):
+    break_it, reason = DAMAGES[damage]
+    break_it(copy)
+    with pytest.raises(CheckpointError, match=reason) as refusal:
+        load_checkpoint(copy)
+    assert "\n" not in str(refusal.value)
+
+
+def test_pickle_is_never_read_even_beside_good_weights(copy):
+    (copy / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    load_checkpoint(copy)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "psc_tokenizer.json"])
+def test_a_checkpoint_without_its_tokenizers_is_refused(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(CheckpointError, match=f"has no {name}"):
+        GeoMagProcessor.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "token"), [("seg_token_id", "[SEG]"), ("image_token_id", "<image>")]
+)
+def test_a_config_that_disagrees_with_the_tokenizer_is_refused(copy, key, token):
+    edit_config(**{key: 77})(copy)
+    with pytest.raises(CheckpointError) as refusal:
+        GeoMagProcessor.from_pretrained(copy)
+    assert token in str(refusal.value)
+    assert "77" in str(refusal.value)
+
+
+def test_a_processor_writes_the_tokenizers_that_it_read(copy, tmp_path):
+    processor = GeoMagProcessor.from_pretrained(copy)
+    processor.save_pretrained(tmp_path / "again")
+    for name in ("tokenizer.json", "psc_tokenizer.json"):
+        assert (tmp_path / "again" / name).read_text() == (copy / name).read_text()
+
+
+def test_the_digest_tells_checkpoints_apart_and_ignores_what_is_not_the_model(copy):
+    before = checkpoint_digest(copy)
+    (copy / "README.md").write_text("notes")
+    assert checkpoint_digest(copy) == before
+    edit_weights(lambda w: w[PLACE].add_(1e-3))(copy)
+    assert checkpoint_digest(copy) != before
