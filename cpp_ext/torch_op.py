@@ -42,3 +42,20 @@ def psc_crop(image: Tensor, boxes: Tensor, mean_std: Tensor, size: int) -> Tenso
 @psc_crop.register_fake
 def _(image: Tensor, boxes: Tensor, mean_std: Tensor, size: int) -> Tensor:
     return image.new_empty((boxes.shape[0], 3, size, size), dtype=torch.float32)
+
+
+@psc_crop.register_kernel("cuda")
+def _(image: Tensor, boxes: Tensor, mean_std: Tensor, size: int) -> Tensor:
+    from .cuda import psc_crop_cuda
+
+    views = image.new_empty((boxes.shape[0], 3, size, size), dtype=torch.float32)
+    with torch.cuda.device(image.device):
+        psc_crop_cuda(
+            image.detach(),
+            boxes.detach().contiguous(),
+            mean_std.detach().contiguous(),
+            size,
+            out=views,
+            stream=torch.cuda.current_stream(image.device),
+        )
+    return views

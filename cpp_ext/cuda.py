@@ -1,0 +1,228 @@
+"""PscCrop on an NVIDIA GPU, through cuda-python (cuda.core): one launch makes every view.
+
+The image stays where it is: anything with DLPack or the CUDA Array Interface is taken without a
+copy (torch, CuPy, pycuda's GPUArray), and so is the result. Importing this module needs no GPU and
+no cuda-python; calling it does, and says so in one line.
+
+State of proof: the kernel's body is tested on the CPU (threads and a barrier in place of a block)
+and its code compiles for every architecture named in `cuda_image`. It has never run on a GPU, and
+this launcher has never met a driver.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from geomag_edge.errors import BoxError, ImageError, InputError, KernelError, MissingExtraError
+
+from .checks import checked_boxes, checked_mean_std, checked_output_dtype, checked_size
+from .cuda_image import FATBIN, compile_cubin
+from .layout import BLOCK_THREADS, device_layout, kernel_arguments, launch_grid
+
+_KERNELS = {"float32": "geomag_psc_crop_f32", "float16": "geomag_psc_crop_f16"}
+
+
+class DeviceViews:
+    """Views in device memory: [K, 3, S, S], C order, with the CUDA Array Interface.
+
+    `torch.as_tensor(views, device="cuda")` and `cupy.asarray(views)` read it without a copy. The
+    memory is freed with this object, in the order of the stream that made it.
+    """
+
+    def __init__(self, buffer: Any, shape: tuple[int, ...], dtype: str, stream: Any) -> None:
+        self._buffer = buffer
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": self.dtype.str,
+            "data": (int(buffer.handle), False),
+            "strides": None,
+            "version": 3,
+            # 0 is not allowed there: 1 names the legacy default stream.
+            "stream": int(stream.handle) or 1,
+        }
+
+
+def psc_crop_cuda(
+    image: Any,
+    boxes: Any,
+    mean_std: Any,
+    size: int,
+    dtype: str = "float32",
+    *,
+    out: Any = None,
+    stream: Any = None,
+) -> Any:
+    """Cut windows out of an image in device memory, in one launch on the caller's stream.
+
+    Args:
+        image: uint8 [H, W, 3] in device memory, with DLPack or the CUDA Array Interface;
+            interleaved (RGB, BGR, RGBA, BGRA; rows of any pitch) or planar.
+        boxes: float32 [K, 4], x0, y0, x1, y1 in pixels. A host array is checked and copied; a
+            device array must be contiguous and is not checked, since that would stop the stream:
+            a bad box there gives a view of NaN.
+        mean_std: float32 [2, 3] in 0..1 units, on the host or (contiguous) on the device.
+        size: side S of a view, in pixels.
+        dtype: "float32" or "float16".
+        out: contiguous device array [K, 3, S, S] of `dtype` to fill; None to allocate.
+        stream: where to launch: a cuda.core or torch stream, anything with `__cuda_stream__`, or a
+            handle as an int; None for the device's default stream. Nothing is waited for.
+
+    Returns:
+        `out`, or a new `DeviceViews`.
+
+    Raises:
+        MissingExtraError: cuda-core is not installed.
+        KernelError: no driver, no device, or the kernel cannot be loaded.
+        ImageError, BoxError, InputError: a bad argument.
+    """
+    size = checked_size(size)
+    dtype_name = checked_output_dtype(dtype)
+    core, driver = _cuda()
+    device = _current_device(core)
+    queue = _stream(core, device, stream)
+    handle = int(queue.handle)
+
+    picture = _view(image, handle)
+    if picture is None:
+        raise ImageError("image is not in device memory; use geomag_edge.cpp_ext.psc_crop on hosts")
+    if picture.dtype != np.uint8 or len(picture.shape) != 3 or picture.shape[2] != 3:
+        raise ImageError(
+            f"image is {picture.dtype} {list(picture.shape)}; expected uint8 [H, W, 3]"
+        )
+    if 0 in picture.shape:
+        raise ImageError(f"image has shape {list(picture.shape)}, so no pixels")
+    layout = device_layout(picture.shape, _byte_strides(picture))
+
+    temporary: list[Any] = []
+
+    def on_device(value: Any, name: str) -> tuple[int, tuple[int, ...]]:
+        """Pointer and shape of a small float32 input, copied over if it is on the host."""
+        view = _view(value, handle)
+        if view is None:
+            checked = checked_boxes(value) if name == "boxes" else checked_mean_std(value)
+            buffer = device.allocate(max(checked.nbytes, 1), stream=queue)
+            temporary.append(buffer)
+            # Pageable memory this small is staged before the call returns.
+            (status,) = driver.cuMemcpyHtoDAsync(
+                int(buffer.handle), checked.ctypes.data, checked.nbytes, handle
+            )
+            if int(status):
+                raise KernelError(f"copying {name} to the device failed: {status}")
+            return int(buffer.handle), checked.shape
+        if view.dtype != np.float32 or not _is_contiguous(view):
+            raise (BoxError if name == "boxes" else InputError)(
+                f"{name} on the device must be contiguous float32, not {view.dtype}"
+            )
+        return int(view.ptr), tuple(view.shape)
+
+    boxes_pointer, boxes_shape = on_device(boxes, "boxes")
+    if len(boxes_shape) != 2 or boxes_shape[1] != 4:
+        raise BoxError(f"boxes have shape {list(boxes_shape)}; expected [K, 4]")
+    mean_std_pointer, mean_std_shape = on_device(mean_std, "mean_std")
+    if mean_std_shape != (2, 3):
+        raise InputError(f"mean_std has shape {list(mean_std_shape)}; expected [2, 3]")
+
+    shape = (boxes_shape[0], 3, size, size)
+    if out is None:
+        item = np.dtype(dtype_name).itemsize
+        buffer = device.allocate(max(int(np.prod(shape)) * item, 1), stream=queue)
+        views: Any = DeviceViews(buffer, shape, dtype_name, queue)
+        out_pointer = int(buffer.handle)
+    else:
+        target = _view(out, handle)
+        if target is None or tuple(target.shape) != shape or target.dtype != np.dtype(dtype_name):
+            raise InputError(f"out must be {dtype_name} {list(shape)} in device memory")
+        if not _is_contiguous(target):
+            raise InputError("out must be contiguous")
+        views, out_pointer = out, int(target.ptr)
+
+    if shape[0]:
+        arguments = kernel_arguments(
+            int(picture.ptr), layout, boxes_pointer, mean_std_pointer, size, out_pointer
+        )
+        config = core.LaunchConfig(grid=launch_grid(shape[0], size), block=BLOCK_THREADS)
+        kernel = _kernel(int(device.device_id), _KERNELS[dtype_name])
+        core.launch(queue, config, kernel, *arguments.values())
+    for buffer in temporary:
+        buffer.close(queue)
+    return views
+
+
+def _cuda() -> tuple[Any, Any]:
+    """cuda.core and the driver bindings."""
+    try:
+        from cuda import core
+        from cuda.bindings import driver
+    except ImportError as cause:
+        raise MissingExtraError(
+            "PscCrop on CUDA needs cuda-core: pip install 'cuda-core[cu13]' (or [cu12])"
+        ) from cause
+    return core, driver
+
+
+def _current_device(core: Any) -> Any:
+    try:
+        device = core.Device()
+        device.set_current()
+    except Exception as cause:  # the bindings raise classes of several packages here
+        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise KernelError(f"no usable CUDA driver and device here: {first}") from cause
+    return device
+
+
+def _stream(core: Any, device: Any, stream: Any) -> Any:
+    if stream is None:
+        return device.default_stream
+    if isinstance(stream, core.Stream):
+        return stream
+    if isinstance(stream, int):
+        return core.Stream.from_handle(stream)
+    if hasattr(stream, "__cuda_stream__"):
+        return core.Stream.from_handle(int(stream.__cuda_stream__()[1]))
+    if hasattr(stream, "cuda_stream"):  # torch
+        return core.Stream.from_handle(int(stream.cuda_stream))
+    raise InputError(f"stream is {type(stream).__name__}; expected a CUDA stream or its handle")
+
+
+def _view(value: Any, stream_handle: int) -> Any:
+    """The array's pointer, shape and strides if it is in device memory, else None."""
+    from cuda.core.utils import StridedMemoryView
+
+    if not (hasattr(value, "__cuda_array_interface__") or hasattr(value, "__dlpack__")):
+        return None
+    if isinstance(value, np.ndarray):
+        return None
+    view = StridedMemoryView(value, stream_ptr=stream_handle)
+    return view if view.is_device_accessible else None
+
+
+def _byte_strides(view: Any) -> tuple[int, ...]:
+    if view.strides is None:
+        return (3 * view.shape[1], 3, 1)
+    return tuple(int(stride) for stride in view.strides)  # uint8: elements are bytes
+
+
+def _is_contiguous(view: Any) -> bool:
+    if view.strides is None:
+        return True
+    expected = 1
+    for length, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):
+        if length > 1 and stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+@functools.cache
+def _kernel(device_id: int, name: str) -> Any:
+    """The loaded kernel: from the fat binary if one was built, else compiled here and now."""
+    from cuda.core import Device, ObjectCode
+
+    if FATBIN.exists():
+        return ObjectCode.from_fatbin(str(FATBIN)).get_kernel(name)
+    capability = Device(device_id).compute_capability
+    code = compile_cubin(10 * capability.major + capability.minor)
+    return ObjectCode.from_cubin(code).get_kernel(name)

@@ -1,0 +1,163 @@
+"""The CUDA kernel's machine code: a fat binary made by nvcc ahead of time, or NVRTC at first use.
+
+    python -m geomag_edge.cpp_ext.cuda_image
+
+builds the fat binary into the package with the nvcc on PATH. One is needed for each CUDA major
+version: a driver of CUDA 12 does not load what nvcc 13 makes.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from geomag_edge.errors import KernelError, MissingExtraError
+
+SOURCES = Path(__file__).with_name("csrc")
+FATBIN = Path(__file__).with_name("psc_cuda.fatbin")
+
+# Turing, Ampere (A100, GeForce, Orin), Ada, Hopper, Blackwell (datacenter, Thor, GeForce, Spark).
+# A compiler takes those it knows; code for the newest as PTX serves what comes after.
+ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 101, 110, 120, 121)
+
+
+def nvcc_architectures(nvcc: str) -> list[int]:
+    """The architectures of ours that this nvcc compiles for."""
+    listing = subprocess.run(
+        [nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True
+    ).stdout.split()
+    return [number for number in ARCHITECTURES if f"sm_{number}" in listing]
+
+
+def build_fatbin(target: Path = FATBIN, nvcc: str | None = None) -> list[int]:
+    """Compile the kernel with nvcc for every architecture it knows.
+
+    Args:
+        target: where the fat binary goes; written whole or not at all.
+        nvcc: path of nvcc; None to look on PATH.
+
+    Returns:
+        The architectures inside, as numbers (90 for sm_90).
+
+    Raises:
+        KernelError: no nvcc, or it failed.
+    """
+    nvcc = nvcc or shutil.which("nvcc")
+    if nvcc is None:
+        raise KernelError("nvcc is not on PATH; install the CUDA toolkit or rely on NVRTC")
+    architectures = nvcc_architectures(nvcc)
+    newest = architectures[-1]
+    code = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in architectures]
+    code.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    partial = target.with_suffix(".partial")
+    _run_nvcc([nvcc, "-std=c++17", "-O3", "-fatbin", "--threads=2", *code], partial)
+    partial.replace(target)
+    return architectures
+
+
+def compile_cubin(architecture: int) -> bytes:
+    """Compile the kernels to machine code with NVRTC; needs no GPU, driver or toolkit.
+
+    Args:
+        architecture: compute capability as a number, 87 for 8.7.
+
+    Raises:
+        MissingExtraError: NVRTC is not installed.
+        KernelError: NVRTC refused the architecture or the source.
+    """
+    nvrtc = _nvrtc()
+    if nvrtc is None:
+        raise MissingExtraError(
+            "compiling the CUDA kernel needs NVRTC: pip install cuda-bindings nvidia-cuda-nvrtc "
+            "(nvidia-cuda-nvrtc-cu12 for a driver of CUDA 12)"
+        )
+    return _compile_with_nvrtc(nvrtc, f"sm_{architecture}")
+
+
+def compile_ptx(architecture: int = 75) -> bytes:
+    """Compile the kernels to PTX, which the driver of any newer GPU finishes at load time.
+
+    NVRTC where it is installed, else nvcc on PATH. A driver loads PTX of its own CUDA major
+    version or an older one, so compile with the oldest that the engine must meet.
+
+    Raises:
+        MissingExtraError: neither compiler is there.
+        KernelError: the compiler refused.
+    """
+    nvrtc = _nvrtc()
+    if nvrtc is not None:
+        return _compile_with_nvrtc(nvrtc, f"compute_{architecture}")
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        raise MissingExtraError(
+            "compiling the CUDA kernel needs NVRTC (pip install cuda-bindings nvidia-cuda-nvrtc) "
+            "or nvcc on PATH"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "psc_cuda.ptx"
+        _run_nvcc([nvcc, "-std=c++17", "-O3", "-ptx", f"-arch=compute_{architecture}"], target)
+        return target.read_bytes()
+
+
+def _run_nvcc(command: list[str], target: Path) -> None:
+    source = SOURCES / "psc_cuda.cu"
+    done = subprocess.run(
+        [*command, str(source), "-o", str(target)], capture_output=True, text=True
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise KernelError(f"nvcc could not compile {source.name}: {lines[0]}")
+
+
+def _nvrtc() -> Any:
+    """NVRTC's bindings, or None where they or the library are missing."""
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()
+    except Exception:  # without the library the bindings raise classes of their own
+        return None
+    return nvrtc
+
+
+def _compile_with_nvrtc(nvrtc: Any, architecture: str) -> bytes:
+    options = [f"--gpu-architecture={architecture}", "--std=c++17"]
+    headers = [SOURCES / "psc_block.h", SOURCES / "psc_core.h"]
+    status, program = nvrtc.nvrtcCreateProgram(
+        (SOURCES / "psc_cuda.cu").read_bytes(),
+        b"psc_cuda.cu",
+        len(headers),
+        [header.read_bytes() for header in headers],
+        [header.name.encode() for header in headers],
+    )
+    if int(status):
+        raise KernelError(f"NVRTC could not take the source: {status}")
+    (status,) = nvrtc.nvrtcCompileProgram(
+        program, len(options), [option.encode() for option in options]
+    )
+    if int(status):
+        _, length = nvrtc.nvrtcGetProgramLogSize(program)
+        log = b" " * length
+        nvrtc.nvrtcGetProgramLog(program, log)
+        lines = log.decode(errors="replace").strip(" \0\n").splitlines() or [str(status)]
+        raise KernelError(f"NVRTC could not compile for {architecture}: {lines[0]}")
+    if architecture.startswith("sm_"):
+        _, length = nvrtc.nvrtcGetCUBINSize(program)
+        code = b" " * length
+        nvrtc.nvrtcGetCUBIN(program, code)
+    else:
+        _, length = nvrtc.nvrtcGetPTXSize(program)
+        code = b" " * length
+        nvrtc.nvrtcGetPTX(program, code)
+    nvrtc.nvrtcDestroyProgram(program)
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        made = build_fatbin()
+    except KernelError as error:
+        sys.exit(str(error))
+    print(f"{FATBIN.name}: {', '.join(f'sm_{number}' for number in made)}", file=sys.stderr)

@@ -1,0 +1,228 @@
+"""The CUDA launcher, image and TensorRT plugin: what can be proved without a GPU, and a GPU's own
+test where there is one.
+"""
+
+import ctypes
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import geomag_edge.cpp_ext
+from geomag_edge.cpp_ext import cuda, cuda_image, layout, psc_crop, trt_plugin
+from geomag_edge.cpp_ext.layout import device_layout, kernel_arguments, launch_grid, tile_columns
+from geomag_edge.errors import ImageError, KernelError, MissingExtraError
+
+CSRC = Path(geomag_edge.cpp_ext.__file__).parent / "csrc"
+NO_NVCC = "no nvcc on PATH"
+
+
+def gpu_present():
+    try:
+        from cuda.core import Device
+
+        Device().set_current()
+    except Exception:
+        return False
+    return True
+
+
+def header_constant(name):
+    text = (CSRC / "psc_block.h").read_text()
+    return int(re.search(rf"\b{name} = (\d+)", text).group(1))
+
+
+def test_python_and_the_header_agree_on_the_block():
+    assert header_constant("BLOCK_THREADS") == layout.BLOCK_THREADS
+    assert header_constant("TILE_ROWS") == layout.TILE_ROWS
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 127, 128, 129, 224, 336, 384, 1000])
+def test_the_grid_covers_every_output_pixel_once(size):
+    columns = tile_columns(size)
+    assert 1 <= columns <= layout.BLOCK_THREADS
+    blocks_x, blocks_y = launch_grid(5, size)
+    assert blocks_x % 5 == 0
+    tiles = blocks_x // 5
+    assert (tiles - 1) * columns < size <= tiles * columns
+    assert (blocks_y - 1) * layout.TILE_ROWS < size <= blocks_y * layout.TILE_ROWS
+
+
+def test_arguments_come_in_the_kernels_order_and_width():
+    source = (CSRC / "psc_cuda.cu").read_text().replace("\\\n", " ")
+    signature = re.search(r"name\(\s*(const psc::u8\* image.*?)\) *\{", source, re.S).group(1)
+    declared = [re.match(r"(.*?)(\w+)$", part.strip()).groups() for part in signature.split(",")]
+    arguments = kernel_arguments(1, (2, 3, 4, 5, 6), 7, 8, 9, 10)
+    assert list(arguments) == [name for _, name in declared]
+    for kind, name in declared:
+        width = ctypes.c_void_p if "*" in kind else ctypes.c_int64
+        assert type(arguments[name]) is width, name
+
+
+def test_device_images_may_be_interleaved_or_planar_and_nothing_else():
+    image = np.zeros((6, 5, 4), np.uint8)
+    assert device_layout(image[..., :3].shape, image[..., :3].strides) == (6, 5, 20, 4, 1)
+    planar = np.zeros((3, 6, 5), np.uint8).transpose(1, 2, 0)
+    assert device_layout(planar.shape, planar.strides) == (6, 5, 5, 1, 30)
+    odd = np.zeros((6, 10, 3), np.uint8)[:, ::2]
+    with pytest.raises(ImageError, match=r"neither interleaved nor planar.*contiguous copy"):
+        device_layout(odd.shape, odd.strides)
+
+
+@pytest.mark.skipif(gpu_present(), reason="there is a GPU")
+def test_without_a_gpu_the_launcher_says_so_in_one_line(scene, mean_std):
+    with pytest.raises((MissingExtraError, KernelError)) as caught:
+        cuda.psc_crop_cuda(scene, [[0, 0, 1, 1]], mean_std, 4)
+    assert "\n" not in str(caught.value)
+    assert "CUDA" in str(caught.value)
+
+
+def test_without_nvcc_the_build_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(KernelError, match=r"nvcc is not on PATH.*NVRTC"):
+        cuda_image.build_fatbin(tmp_path / "psc.fatbin")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def ptx():
+    try:
+        return cuda_image.compile_ptx(75).decode()
+    except MissingExtraError as missing:
+        pytest.skip(str(missing))
+
+
+def test_the_ptx_has_every_kernel_and_no_call_outside(ptx):
+    entries = re.findall(r"\.visible \.entry (\w+)", ptx)
+    assert sorted(entries) == [
+        "geomag_psc_crop_f16",
+        "geomag_psc_crop_f32",
+        "geomag_psc_crop_trt",
+    ]
+    assert ".extern" not in ptx
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason=NO_NVCC)
+def test_nvcc_compiles_every_architecture_into_one_file(tmp_path):
+    target = tmp_path / "psc.fatbin"
+    made = cuda_image.build_fatbin(target)
+    known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True).stdout
+    assert made == [n for n in cuda_image.ARCHITECTURES if f"sm_{n}" in known.split()]
+    assert {75, 80, 86, 87, 89, 90} <= set(made)
+    assert target.stat().st_size > 100_000
+    assert list(tmp_path.iterdir()) == [target]
+
+
+class StandIn(types.ModuleType):
+    """The part of `tensorrt.plugin` that the plugin uses, recording instead of building."""
+
+    class Expr(int):
+        """A symbolic integer that happens to be known."""
+
+    class TensorDesc:
+        def __init__(self, *shape):
+            self.shape_expr = [StandIn.Expr(length) for length in shape]
+
+    class AutoTuneCombination(str):
+        """Types of inputs and outputs."""
+
+    class KernelLaunchParams:
+        grid_x = grid_y = grid_z = block_x = block_y = block_z = 1
+        shared_mem = None
+
+    class ShapeExprs:
+        @staticmethod
+        def from_tuple(shape):
+            return shape
+
+    SymIntExprs = staticmethod(lambda length: [None] * length)
+    SymInt32 = staticmethod(int)
+
+    def __init__(self):
+        super().__init__("tensorrt.plugin")
+        self.made = {}
+        for kind in ("register", "autotune", "aot_impl"):
+            setattr(self, kind, lambda name, kind=kind: self.keep(kind, name))
+
+    def keep(self, kind, name):
+        assert name == "geomag::PscCrop"
+        return lambda function: self.made.setdefault(kind, function)
+
+    @staticmethod
+    def from_shape_expr(shape, dtype):
+        return shape, dtype
+
+
+@pytest.fixture
+def plugin(monkeypatch, ptx):
+    stand_in = StandIn()
+    tensorrt = types.ModuleType("tensorrt")
+    tensorrt.plugin, tensorrt.float32 = stand_in, "float32"
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", stand_in)
+    monkeypatch.setattr(trt_plugin, "compile_ptx", lambda architecture: ptx.encode() + b"\0")
+    trt_plugin.register.__wrapped__()
+    return stand_in
+
+
+def test_the_plugin_makes_the_nodes_output(plugin):
+    image, boxes, mean_std = (
+        StandIn.TensorDesc(*shape) for shape in ((900, 700, 3), (5, 4), (2, 3))
+    )
+    shape, dtype = plugin.made["register"](image, boxes, mean_std, 336)
+    assert shape == (5, 3, 336, 336)
+    assert dtype == "float32"
+    assert plugin.made["autotune"](image, boxes, mean_std, ()) == ["INT8, FP32, FP32, FP32"]
+
+
+def test_the_plugins_launch_is_the_launchers(plugin):
+    image, boxes, mean_std = (
+        StandIn.TensorDesc(*shape) for shape in ((900, 700, 3), (5, 4), (2, 3))
+    )
+    name, code, launch, extra = plugin.made["aot_impl"](image, boxes, mean_std, 336, (), 0)
+    assert f".entry {name}(" in code
+    assert not code.endswith("\0")
+    assert (launch.grid_x, launch.grid_y) == launch_grid(5, 336)
+    assert (launch.grid_z, launch.block_x, launch.block_y) == (1, layout.BLOCK_THREADS, 1)
+    assert extra == [900, 700, 336, tile_columns(336)]
+
+
+def test_the_plugins_kernel_takes_inputs_then_integers_then_the_output():
+    source = (CSRC / "psc_cuda.cu").read_text()
+    signature = re.search(r"geomag_psc_crop_trt\((.*?)\) \{", source, re.S).group(1)
+    kinds = [re.sub(r"\w+$", "", part.strip()).strip() for part in signature.split(",")]
+    assert kinds == [
+        *("const signed char*", "const float*", "const float*"),
+        *("int", "int", "int", "int", "float*"),
+    ]
+
+
+def test_without_tensorrt_the_plugin_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingExtraError, match=r"TensorRT 10\.9 or newer"):
+        trt_plugin.register.__wrapped__()
+
+
+@pytest.mark.skipif(not gpu_present(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_gpu_makes_the_cpu_kernels_views(dtype, scene, telling_boxes, mean_std):
+    torch = pytest.importorskip("torch")
+    image = torch.from_numpy(scene).cuda()
+    # Contiguous, padded rows, a cut-out off every alignment, RGBA, planar.
+    padded = torch.zeros((149, 224, 3), dtype=torch.uint8, device="cuda")
+    padded[:, 5:216] = image
+    rgba = torch.cat([image, image[..., :1]], dim=2)[..., :3]
+    planar = image.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    for held in (image, padded[:, 5:216], rgba, planar):
+        views = cuda.psc_crop_cuda(held, telling_boxes, mean_std, 50, dtype)
+        torch.cuda.synchronize()
+        made = torch.as_tensor(views, device="cuda").cpu().numpy()
+        expected = psc_crop(scene, telling_boxes, mean_std, 50)
+        tolerance = 1e-4 if dtype == "float32" else 4e-3
+        assert np.abs(made.astype(np.float32) - expected).max() <= tolerance
