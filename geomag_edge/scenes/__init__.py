@@ -4,7 +4,7 @@ scene = render_scene(7, 1024)
 write_scene(scene, "scene.tif")
 """
 
-from .catalog import CLASSES, COLOURS, LANDMARKS, SCENE_CLASSES
+from .catalog import ALL_CLASSES, CLASSES, COLOURS, LANDMARKS, SCENE_CLASSES
 from .geotiff import sample_scene, write_scene
 from .phrases import VOCABULARY, corpus
 from .questions import Question, make_questions
@@ -12,6 +12,7 @@ from .scene import RenderedScene, SceneObject, render_scene
 from .spec import SceneSpec
 
 __all__ = [
+    "ALL_CLASSES",
     "CLASSES",
     "COLOURS",
     "LANDMARKS",

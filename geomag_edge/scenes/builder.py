@@ -290,9 +290,9 @@ class Builder:
 
     def building(
         self, cell: Cell, u: float, v: float, du: float, dv: float, shape: str = "flat",
-        colour: str = "", height_m: float = 7.0,
+        colour: str = "", height_m: float = 7.0, yard_m: float = 0.0,
     ) -> Thing | None:  # fmt: skip
-        """A building of du x dv metres if the place is free."""
+        """A building of du x dv metres if the place is free, on a paved yard if it has one."""
         area_m2 = du * dv
         if 260 < area_m2 < 560:  # the gap between small and large
             grow = math.sqrt((250.0 if area_m2 < catalog.BUILDING_AREA_M2 else 575.0) / area_m2)
@@ -301,6 +301,10 @@ class Builder:
             return None
         size = "large" if du * dv > catalog.BUILDING_AREA_M2 else "small"
         colour = colour or self.rng.choice(catalog.CLASS_COLOURS["building"])
+        if yard_m:
+            rgb = shapes.shade(catalog.CONCRETE_RGB, self.rng.uniform(0.68, 0.95))
+            self.decor("slab", GROUND, u, v, 0.0, (du + 2 * yard_m, dv + 2 * yard_m, 0), rgb,
+                       catalog.CONCRETE)  # fmt: skip
         turned = dv > du
         dims = (dv, du, height_m) if turned else (du, dv, height_m)
         return self.stamp(

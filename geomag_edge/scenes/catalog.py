@@ -23,6 +23,8 @@ CLASSES = (
 LANDMARKS = ("pier", "runway", "parking lot", "forest")
 """Classes that prompts use as neighbours and may segment."""
 
+ALL_CLASSES = CLASSES + LANDMARKS
+
 SCENE_CLASSES = (
     "harbour",
     "industrial",

@@ -11,6 +11,9 @@ from .districts import tank_rows
 from .shapes import shade
 from .spec import Thing
 
+QUAY_M = 34.0
+QUAY_ROAD_M = 8.0
+
 
 def blob(rng: random.Random, u: float, v: float, ru: float, rv: float) -> list:
     """A wobbly ellipse in layout metres."""
@@ -86,7 +89,8 @@ def harbour(b: Builder, c: Cell, coast: float | None = None) -> None:
         ends = [(c.u0, v_sea), (c.u1, v_sea), (c.u1, c.v1 + 5), (c.u0, c.v1 + 5)]
         body_of_water_rgb = shade(b.water_rgb, rng.uniform(0.95, 1.05))
         b.area_thing("water", ends, WATER, "blue", "large", body_of_water_rgb, catalog.WATER)
-    quay = rng.uniform(26, 40)
+    # In a mosaic the quays of neighbours line up.
+    quay = QUAY_M if coast is not None else rng.uniform(26, 40)
     concrete = shade(catalog.CONCRETE_RGB, rng.uniform(0.84, 1.0))
     b.area([(c.u0, v_sea - quay), (c.u1, v_sea - quay), (c.u1, v_sea), (c.u0, v_sea)], PAD,
            concrete, catalog.CONCRETE)  # fmt: skip
@@ -148,7 +152,10 @@ def _pier_with_ships(
 def _quay_side(b: Builder, c: Cell, v_sea: float, quay: float) -> None:
     """What stands on land behind the quay."""
     rng = b.rng
-    v_road = v_sea - quay - 8
+    v_road = v_sea - quay - QUAY_ROAD_M
+    if b.sea is not None:  # streets come down to the quay along the cell's sides
+        c.block(c.u0, c.v0, c.u0 + 9, v_road)
+        c.block(c.u1 - 9, c.v0, c.u1, v_road)
     b.road(c.u0, v_road, c.u1, v_road, 9.5)
     c.block(c.u0, v_road - 6, c.u1, v_road + 6)
     b.traffic(c.u0, v_road, c.u1, v_road, 9.5, rng.uniform(35, 110))

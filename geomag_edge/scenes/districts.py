@@ -69,7 +69,9 @@ def industrial(b: Builder, c: Cell) -> None:
         if rng.random() < 0.5:
             du, dv = dv, du
         u, v = rng.uniform(c.u0, c.u1), rng.uniform(c.v0, c.v1)
-        roof = b.building(c, u, v, du, dv, "flat", height_m=rng.uniform(6, 13))
+        roof = b.building(
+            c, u, v, du, dv, "flat", height_m=rng.uniform(6, 13), yard_m=rng.choice((0, 5, 9, 14))
+        )
         if roof and rng.random() < 0.15:
             roof_panels(b, u, v, du, dv)
     b.trees(c, int(c.w * c.h / 3500))
@@ -143,7 +145,7 @@ def commercial(b: Builder, c: Cell) -> None:
             at = v_road + side * (14 + depth + tall / 2)
             long = span * rng.uniform(0.7, 0.9)
             colour = rng.choice(("white", "grey", "white", "blue", "red", "brown"))
-            made = b.building(c, u + span / 2 - 4, at, long, tall, "flat", colour, 9.0)
+            made = b.building(c, u + span / 2 - 4, at, long, tall, "flat", colour, 9.0, 4.0)
             if made and rng.random() < 0.3:
                 roof_panels(b, u + span / 2 - 4, at, long, tall)
             u += span + rng.uniform(2, 14)
@@ -187,13 +189,12 @@ def airport(b: Builder, c: Cell) -> None:
     c.block(c.u0, v_run - width / 2 - 8, c.u1, v_run + width / 2 + 8)
     if runway is not None:
         runway.orientation = math.degrees(b.frame.heading(c.u, v_run, 0.0)) % 180
-        u = c.u0 + 10
-        while u < c.u1 - 30:
-            b.decor("slab", MARK, u + 15, v_run, 0.0, (30, 0.9, 0), PAINT_RGB, owner=runway)
+        u = c.u0 + 25
+        while u < c.u1 - 20:
+            b.decor("slab", MARK, u, v_run, 0.0, (30, 0.9, 0), PAINT_RGB, owner=runway)
+            for off in (1.5 - width / 2, width / 2 - 1.5):
+                b.decor("slab", MARK, u, v_run + off, 0.0, (50.5, 0.9, 0), PAINT_RGB, owner=runway)
             u += 50
-        for side in (-1, 1):
-            off = side * (width / 2 - 1.5)
-            b.decor("slab", MARK, c.u, v_run + off, 0.0, (c.w, 0.9, 0), PAINT_RGB, owner=runway)
     v_taxi = v_run - width / 2 - 0.1 * c.h
     concrete = shade(catalog.CONCRETE_RGB, rng.uniform(0.86, 1.0))
 
@@ -201,7 +202,8 @@ def airport(b: Builder, c: Cell) -> None:
         b.area([(u0, v0), (u1, v0), (u1, v1), (u0, v1)], PAD, concrete, catalog.CONCRETE)
 
     pad(c.u0, v_taxi - 9, c.u1, v_taxi + 9)
-    b.decor("slab", MARK, c.u, v_taxi, 0.0, (c.w, 0.5, 0), (206, 176, 70))
+    for k in range(int(c.w / 40)):
+        b.decor("slab", MARK, c.u0 + 40 * k + 20, v_taxi, 0.0, (40.5, 0.5, 0), (206, 176, 70))
     for u in (c.u - 0.3 * c.w, c.u + 0.32 * c.w):
         pad(u - 9, v_taxi, u + 9, v_run)
     c.block(c.u0, v_taxi - 12, c.u1, v_taxi + 12)

@@ -75,10 +75,12 @@ def _texture(
     light += gains[:, 2].take(material) * wide
     rough = gains[:, 3].take(material)
     if rough.any():
-        slope_x, slope_y = texture.relief(max(5, round(spec.gsd_m * 100)))
+        height_bank, slope_x, slope_y = texture.relief(max(5, round(spec.gsd_m * 100)))
         sun = spec.look.sun_azimuth
-        bumps = np.float32(np.cos(sun)) * texture.window(slope_x, x, y, width, height)
-        bumps += np.float32(np.sin(sun)) * texture.window(slope_y, x, y, width, height)
+        # Slopes that face the sun are bright, and so are tops; gaps between crowns are dark.
+        bumps = np.float32(0.75 * np.cos(sun)) * texture.window(slope_x, x, y, width, height)
+        bumps += np.float32(0.75 * np.sin(sun)) * texture.window(slope_y, x, y, width, height)
+        bumps += np.float32(0.6) * texture.window(height_bank, x, y, width, height)
         bumps *= rough
         light += bumps
     light += 1.0

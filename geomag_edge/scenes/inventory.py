@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import phrases
-from .catalog import CLASSES, LANDMARKS
+from .catalog import ALL_CLASSES, LANDMARKS
 from .scene import RenderedScene, SceneObject
 
 AREAS = ("road", "field", "water", "runway", "forest")
@@ -40,7 +40,7 @@ class Inventory:
 
     def __init__(self, scene: RenderedScene) -> None:
         self.size_px, self.gsd_m = scene.size_px, scene.gsd_m
-        self.by_class: dict[str, list[SceneObject]] = {name: [] for name in CLASSES + LANDMARKS}
+        self.by_class: dict[str, list[SceneObject]] = {name: [] for name in ALL_CLASSES}
         for o in scene.objects:
             self.by_class[o.cls].append(o)
         self.by_id = {o.id: o for o in scene.objects}

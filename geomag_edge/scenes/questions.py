@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from . import phrases
-from .catalog import CLASS_COLOURS, CLASSES, LANDMARKS
+from .catalog import ALL_CLASSES, CLASS_COLOURS
 from .inventory import Inventory, Referent
 from .scene import RenderedScene
 
@@ -118,7 +118,7 @@ class _Asker:
     def _missing(self) -> tuple[str, str]:
         """A class, or a class in a colour, that the scene does not show at all."""
         for _ in range(30):
-            cls = self.rng.choice(CLASSES + LANDMARKS)
+            cls = self.rng.choice(ALL_CLASSES)
             found = self.facts.by_class[cls]
             if not found:
                 if self.facts.can_deny(cls):

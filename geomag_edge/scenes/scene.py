@@ -11,6 +11,7 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from . import raster
+from .catalog import ALL_CLASSES
 from .layout import lay_out
 from .spec import SceneSpec
 
@@ -29,6 +30,7 @@ class Labels:
 
     def window(self, window: Window) -> NDArray[np.int32]:
         """Object ids i32[h,w] of a pixel window (x0, y0, x1, y1)."""
+        raster.tiles_in(self.spec, window)  # refuses windows outside the scene
         x0, y0, x1, y1 = window
         if self.whole is not None:
             return self.whole[y0:y1, x0:x1]
@@ -200,6 +202,12 @@ class RenderedScene:
             ids = raster.labels(raster.draw(self.spec, tx, ty, 0), 0)
             extents.add(ids, tx * raster.TILE, ty * raster.TILE)
         self._extents = extents
+
+    def class_map(self, window: Window | None = None) -> NDArray[np.uint8]:
+        """What each pixel shows u8[h,w]: 0 for bare ground, else 1 + its index in `ALL_CLASSES`."""
+        window = window or (0, 0, self.size_px, self.size_px)
+        code = [0] + [1 + ALL_CLASSES.index(thing.cls) for thing in self.spec.things]
+        return np.array(code, np.uint8).take(self.labels.window(window))
 
     def mask(
         self, ids: tuple[int, ...] | list[int], window: Window | None = None

@@ -55,8 +55,8 @@ class Frame:
         self.size_px, self.gsd_m = size_px, gsd_m
         self.theta = rng.uniform(0.0, math.tau)
         self._cos, self._sin = math.cos(self.theta), math.sin(self.theta)
-        self._ku, self._kv = (math.tau / rng.uniform(1700.0, 2900.0) for _ in range(2))
-        self._amp_u, self._amp_v = (rng.uniform(0.05, 0.14) / k for k in (self._ku, self._kv))
+        self._ku, self._kv = (math.tau / rng.uniform(2600.0, 4400.0) for _ in range(2))
+        self._amp_u, self._amp_v = (rng.uniform(0.03, 0.08) / k for k in (self._ku, self._kv))
         self._phase_u, self._phase_v = rng.uniform(0, math.tau), rng.uniform(0, math.tau)
         # Keeps the origin at the image centre whatever the bend.
         self._u0 = self._amp_u * math.sin(self._phase_u)

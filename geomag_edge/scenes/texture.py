@@ -65,13 +65,13 @@ def patches() -> Floats:
 
 
 @lru_cache(maxsize=8)
-def relief(gsd_cm: int) -> tuple[Floats, Floats]:
-    """Slopes f32[P,P] along x and y of a bumpy surface whose bumps are tree crowns, about 7 m."""
+def relief(gsd_cm: int) -> tuple[Floats, Floats, Floats]:
+    """Height f32[P,P] of bumps the size of tree crowns, about 7 m, and its slopes in x and y."""
     fx, fy, f = _frequency()
     centre = min(0.3, gsd_cm / 700.0)
     # Crowns, and the leaves on them: a steep rise to the crown's size, a slow fall beyond it.
     band = np.exp(-((centre / np.maximum(f, 1e-4)) ** 2)) / np.maximum(f / centre, 1e-4) ** 2.2
-    return _shaped(3, band * 2j * np.pi * fx), _shaped(3, band * 2j * np.pi * fy)
+    return _shaped(3, band), _shaped(3, band * 2j * np.pi * fx), _shaped(3, band * 2j * np.pi * fy)
 
 
 def window(bank: Floats, x: int, y: int, width: int, height: int) -> Floats:

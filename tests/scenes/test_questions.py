@@ -31,7 +31,7 @@ FORMS = sorted(
 @pytest.fixture(scope="module")
 def asked():
     """Scenes and their questions."""
-    scenes = [render_scene(seed, 384) for seed in range(700, 745)]
+    scenes = [render_scene(seed, 384) for seed in range(700, 735)]
     return [(scene, make_questions(scene, seed=1, per_level=8)) for scene in scenes]
 
 
@@ -131,7 +131,7 @@ def test_attributes_pick_out_exactly_the_targets(asked):
             found = {o.id for o in matching(scene, *named[0])}
             assert found == set(q.targets), q
             checked += 1
-    assert checked > 60
+    assert checked > 50
 
 
 def test_absent_targets_are_absent(asked):

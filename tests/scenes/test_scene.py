@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 from geomag_edge.errors import InputError
-from geomag_edge.scenes import CLASSES, COLOURS, LANDMARKS, SCENE_CLASSES, raster, render_scene
-from geomag_edge.scenes.layout import FILL
+from geomag_edge.scenes import (
+    ALL_CLASSES,
+    CLASSES,
+    COLOURS,
+    LANDMARKS,
+    SCENE_CLASSES,
+    raster,
+    render_scene,
+)
+from geomag_edge.scenes.mosaic import FILL
 
 
 def digest(scene) -> str:
@@ -126,7 +134,7 @@ def test_tiles_meet_without_seams():
 
 
 def test_a_huge_scene_is_described_without_being_drawn():
-    scene = render_scene(2, 20000, 0.5)
+    scene = render_scene(2, 20000, 0.3)
     assert len(scene.spec.things) > 10000
     some = scene.spec.things[len(scene.spec.things) // 2]
     x, y = some.polygons[0][0]
@@ -151,3 +159,47 @@ def test_a_huge_scene_is_described_without_being_drawn():
 def test_bad_arguments_say_what_to_give(args, text):
     with pytest.raises(InputError, match=text):
         render_scene(*args)
+
+
+def test_class_map_names_what_each_pixel_shows():
+    scene = render_scene(8, 300, 0.5)
+    codes = scene.class_map((10, 20, 200, 250))
+    assert codes.shape == (230, 190)
+    for o in scene.objects:
+        mask = scene.mask([o.id], (10, 20, 200, 250))
+        assert (codes[mask] == 1 + ALL_CLASSES.index(o.cls)).all()
+    assert ((codes == 0) == (scene.labels.window((10, 20, 200, 250)) == 0)).all()
+
+
+@pytest.mark.parametrize("window", [(0, 0, 0, 5), (-1, 0, 5, 5), (0, 0, 301, 5), (5, 5, 4, 9)])
+def test_windows_outside_the_scene_are_refused(window):
+    scene = render_scene(8, 300, 0.5)
+    with pytest.raises(InputError, match="within 0 and 300"):
+        scene.mask([1], window)
+    with pytest.raises(InputError, match="leaves the scene"):
+        raster.rasterise(scene.spec, window)
+
+
+def test_colour_words_can_be_told_apart():
+    """A nearest-mean guess from rendered pixels finds the colour word of most objects."""
+    samples: dict[tuple[str, str], list] = {}
+    for seed in range(40, 90):
+        scene = render_scene(seed, 384, 0.5)
+        image = scene.image.astype(np.float32)
+        light = image.mean(axis=(0, 1))
+        for o in scene.objects:
+            if o.area_px > 30 and o.cls in ("ship", "vehicle", "building", "storage tank"):
+                x0, y0, x1, y1 = (int(v) for v in o.box)
+                mean = image[y0:y1, x0:x1][o.mask()].mean(0)
+                samples.setdefault((o.cls, o.colour), []).append(mean - 0.3 * light)
+    right = total = 0
+    for cls in {cls for cls, _ in samples}:
+        means = {c: np.mean(v, 0) for (k, c), v in samples.items() if k == cls and len(v) > 3}
+        for (k, colour), values in samples.items():
+            if k == cls and colour in means:
+                for value in values:
+                    guess = min(means, key=lambda c: float(((means[c] - value) ** 2).sum()))
+                    right += guess == colour
+                    total += 1
+    assert total > 500
+    assert right / total > 0.93
