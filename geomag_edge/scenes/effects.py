@@ -55,9 +55,16 @@ def develop(spec: SceneSpec, drawing: Drawing, halo: int, sub: int) -> NDArray[n
         plane += np.float32(haze * HAZE_RGB[band] + 110 * (1 - look.contrast))
         np.clip(plane, 0, 255, out=plane)
         out[..., band] = plane
-    blurred = np.asarray(Image.fromarray(out).filter(ImageFilter.GaussianBlur(look.blur_px)))
+    blurred = np.asarray(Image.fromarray(out).filter(_blur(look.blur_px)))
     inner = blurred[halo : height - halo, halo : width - halo]
     return _noise(inner, spec, drawing.x, drawing.y)
+
+
+def _blur(sigma_px: float) -> ImageFilter.Kernel:
+    """A Gaussian of 3 x 3 taps, enough below 0.9 px; several times faster than Pillow's own."""
+    side = np.exp(-0.5 / max(sigma_px, 0.05) ** 2)
+    taps = np.outer((side, 1.0, side), (side, 1.0, side))
+    return ImageFilter.Kernel((3, 3), taps.ravel().tolist(), float(taps.sum()))
 
 
 def _texture(

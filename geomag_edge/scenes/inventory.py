@@ -110,7 +110,7 @@ class Inventory:
     def placed(self, rng: random.Random, cls: str) -> Referent | None:
         """One object by where in the image it lies, or by being the largest or smallest."""
         found = self.by_class[cls]
-        if not 2 <= len(found) <= CROWD or cls in phrases.MASS:
+        if not 2 <= len(found) <= CROWD or cls in phrases.MASS or cls == "road":
             return None
         options: list[tuple[str, int]] = []
         margin = 0.05 * self.size_px

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
+
 from ..errors import InputError
 from . import catalog
 from .builder import Builder, Cell
@@ -26,11 +28,12 @@ def lay_out(seed: int, size_px: int, gsd_m: float | None = None) -> SceneSpec:
         size_px: the side of the square image.
         gsd_m: metres per pixel; drawn from 0.3 to 1.0 if None.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    if not _is_whole(seed) or seed < 0:
         raise InputError(f"a scene's seed is {seed!r}; give a non-negative integer")
     low, high = SIZE_RANGE_PX
-    if isinstance(size_px, bool) or not isinstance(size_px, int) or not low <= size_px <= high:
+    if not _is_whole(size_px) or not low <= size_px <= high:
         raise InputError(f"a scene of {size_px!r} px was asked for; give {low} to {high} px")
+    seed, size_px = int(seed), int(size_px)
     rng = random.Random(f"{seed}:{size_px}")
     if gsd_m is None:
         gsd_m = rng.choice((0.3, 0.4, 0.5, 0.6, 0.8, 1.0))
@@ -40,6 +43,11 @@ def lay_out(seed: int, size_px: int, gsd_m: float | None = None) -> SceneSpec:
             f"{GSD_RANGE_M[0]} to {GSD_RANGE_M[1]} metres per pixel"
         )
     return _assemble(seed, size_px, float(gsd_m), rng, rng.choice(catalog.SCENE_CLASSES))
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is an integer, Python's or numpy's."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _assemble(seed: int, size_px: int, gsd_m: float, rng: random.Random, theme: str) -> SceneSpec:

@@ -234,7 +234,10 @@ class _Asker:
         if referent is None or len(referent.ids) != 1:
             return None
         prompt = self.rng.choice(phrases.PROMPTS["find_box"]).format(the=f"the {referent.phrase}")
-        box = self.facts.by_id[referent.ids[0]].box
+        target = self.facts.by_id[referent.ids[0]]
+        if target.cls == "road":  # a slanting road's box holds nearly everything else
+            return None
+        box = target.box
         return Question(
             "region", prompt, f"the {referent.answer}", (box,), referent.ids, "find_box"
         )

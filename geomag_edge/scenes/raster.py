@@ -21,7 +21,7 @@ from .catalog import GRASS
 from .spec import SceneSpec
 
 TILE = 512
-HALO = 8
+HALO = 4
 """Pixels drawn around a tile so that the blur sees its neighbours."""
 SUB = 2
 """Subpixels along each axis."""

@@ -16,6 +16,8 @@ from PIL import Image
 Floats = NDArray[np.float32]
 
 PERIOD = 1024
+LARGEST = 640
+"""The banks that every tile reads repeat this far beyond their period: a window is a view."""
 
 # Rows follow the material ids of `catalog.py`; columns: grain, patches, broad patches, relief.
 AMPLITUDES = np.array(
@@ -38,10 +40,14 @@ HUE = np.array([0, 0.01, 0.01, 0.035, 0.03, 0.04, 0.015, 0.01, 0.04, 0.02], dtyp
 
 
 def _shaped(seed: int, gain: NDArray) -> Floats:
-    """White noise filtered by `gain` over the FFT's frequencies; zero mean, unit sigma."""
+    """White noise f32[P,P] filtered by `gain` over the FFT's frequencies; mean 0, sigma 1."""
     white = np.random.Generator(np.random.PCG64(seed)).standard_normal((PERIOD, PERIOD))
     out = np.fft.ifft2(np.fft.fft2(white) * gain).real
     return ((out - out.mean()) / out.std()).astype(np.float32)
+
+
+def _repeated(bank: Floats) -> Floats:
+    return np.pad(bank, (0, LARGEST), mode="wrap")
 
 
 def _frequency() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -51,17 +57,17 @@ def _frequency() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.f
 
 @lru_cache(maxsize=1)
 def grain() -> Floats:
-    """White noise f32[P,P]; also the sensor's noise."""
-    return _shaped(1, np.ones((PERIOD, PERIOD)))
+    """White noise f32[P+L,P+L]; also the sensor's noise."""
+    return _repeated(_shaped(1, np.ones((PERIOD, PERIOD))))
 
 
 @lru_cache(maxsize=1)
 def patches() -> Floats:
-    """Fractal noise f32[P,P], the look of worn or grown surfaces."""
+    """Fractal noise f32[P+L,P+L], the look of worn or grown surfaces."""
     _, _, f = _frequency()
     gain = 1.0 / np.maximum(f, 4.0 / PERIOD) ** 1.3
     gain[0, 0] = 0.0
-    return np.clip(_shaped(2, gain), -3, 3)
+    return _repeated(np.clip(_shaped(2, gain), -3, 3))
 
 
 @lru_cache(maxsize=8)
@@ -75,11 +81,11 @@ def relief(gsd_cm: int) -> tuple[Floats, Floats, Floats]:
 
 
 def window(bank: Floats, x: int, y: int, width: int, height: int) -> Floats:
-    """The bank at pixels [y, y+height) x [x, x+width), periodic."""
-    rows = np.arange(y, y + height) % PERIOD
-    cols = np.arange(x, x + width) % PERIOD
-    if rows[-1] - rows[0] == height - 1 and cols[-1] - cols[0] == width - 1:
-        return bank[rows[0] : rows[0] + height, cols[0] : cols[0] + width]
+    """The bank at pixels [y, y+height) x [x, x+width), periodic; a view if the bank reaches."""
+    x, y = x % PERIOD, y % PERIOD
+    if max(x + width, y + height) <= bank.shape[0]:
+        return bank[y : y + height, x : x + width]
+    rows, cols = np.arange(y, y + height) % PERIOD, np.arange(x, x + width) % PERIOD
     return bank[rows[:, None], cols]
 
 

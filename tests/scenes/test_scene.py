@@ -44,6 +44,10 @@ def test_same_seed_same_pixels_here_and_in_another_process():
     assert digest(render_scene(6, 512)) != digest(first)
 
 
+def test_numpy_integers_are_integers():
+    assert digest(render_scene(np.int64(5), np.int32(128))) == digest(render_scene(5, 128))
+
+
 def test_every_theme_is_reached_and_yields_objects():
     themes = seeds_by_theme()
     assert set(themes) == set(SCENE_CLASSES) == set(FILL)
