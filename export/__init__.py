@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle: one file a graph, the exporter, parity. Needs the `export` extra."""
+"""Checkpoint -> bundle: one file a graph, the exporter, parity. Needs the `export` extra."""

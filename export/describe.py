@@ -22,7 +22,7 @@ def describe(
     decoder = model.decoder()
     return Manifest(
         created_by=f"geomag-edge {geomag_edge.__version__}",
-        model_config=config.to_dict(),
+        model_config=_without_places(config.to_dict()),
         view=ViewSettings(
             config.view_px, config.grid, tuple(config.image_mean), tuple(config.image_std)
         ),
@@ -40,6 +40,15 @@ def describe(
         },
         untrained=list(config.untrained),
     )
+
+
+def _without_places(config: dict) -> dict:
+    """A config without the paths of the machine that it was loaded on."""
+    return {
+        key: _without_places(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key != "_name_or_path"
+    }
 
 
 def ports(items: tuple[Port, ...], precision: str) -> list[dict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -82,6 +83,7 @@ def export_bundle(
         folder.mkdir(parents=True)
         _export_graphs(model.to(DTYPES[dtype]), folder, opset, progress)
         del model
+        gc.collect()  # the exporter leaves cycles that keep the whole checkpoint mapped
         manifest.graphs[dtype] = {
             spec.name: _record(spec, folder, stage, dtype, opset)
             for spec in all_graphs(manifest.decoder.layers)
@@ -165,5 +167,3 @@ def _verify(
         return verify(chain, samples, TOLERANCES[dtype], progress)
     finally:
         chain.close()
-
-

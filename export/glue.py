@@ -11,9 +11,7 @@ from geomag_edge.model.geomag import GeoMagForConditionalGeneration
 
 def embed_graph(model: GeoMagForConditionalGeneration) -> GraphExport:
     """The LLM's token embedding."""
-    return GraphExport(
-        EMBED, model.get_input_embeddings(), (torch.zeros(2, 3, dtype=torch.int64),)
-    )
+    return GraphExport(EMBED, model.get_input_embeddings(), (torch.zeros(2, 3, dtype=torch.int64),))
 
 
 def projector_graph(model: GeoMagForConditionalGeneration) -> GraphExport:

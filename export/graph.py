@@ -66,6 +66,9 @@ def export_graph(unit: GraphExport, folder: Path, opset: int) -> Path:
                 verbose=False,
             )
             program.save(str(path), external_data=True)
+            # The rewriter's rules remember the last graph they saw; let them not keep its weights.
+            for value in program.model.graph.initializers.values():
+                value.const_value = None
     except Exception as e:
         raise ExportError(f"graph {spec.name} could not be exported: {_root_cause(e)}") from e
     del program

@@ -74,7 +74,10 @@ def capture(
                 f"the chain on PyTorch and the reference inference differ at token {where} of "
                 f"{sample.prompt!r}: this is a fault of geomag-edge, please report it"
             )
-        sample.calls = [*trimmed(recording.calls), _psc_call(model, processor, recording.calls, sample)]
+        sample.calls = [
+            *trimmed(recording.calls),
+            _psc_call(model, processor, recording.calls, sample),
+        ]
         sample.token_ids = result.token_ids
         sample.granularity = result.granularity
         sample.boxes = result.boxes

@@ -59,7 +59,7 @@ class Manifest:
 
     Attributes:
         created_by: program and version.
-        model_config: the checkpoint's config.json, as it is.
+        model_config: the checkpoint's config.json, without paths of the exporting machine.
         view, prompt, psc, budgets, decoder: what the chain needs, without any model library.
         graphs: precision -> graph name -> record (file, data, inputs, outputs, opset).
         files: every other file and every graph's file -> sha256.

@@ -11,6 +11,7 @@ Markup in answers:
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from geomag_edge.errors import BundleError, PromptError
-from geomag_edge.views import view_to_image
+from geomag_edge.views import global_box, image_to_view, view_to_image
 
 SEG_TOKEN = "[SEG]"
 IMAGE_TOKEN = "<image>"
@@ -171,6 +172,27 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 _NUMBER = r"\s*(\d{1,6})\s*"
+
+
+def box_markup(view: int, local: Sequence[float]) -> str:
+    """The markup of a box.
+
+    Args:
+        view: 0 = the whole, 1.. = the crops in order.
+        local: x0, y0, x1, y1 in that view's own 0..1 coordinates; clipped to 0..0.999 so that
+            every number has three digits, which makes them easier to learn.
+    """
+    places = ",".join(f"{min(999, max(0, round(v * 1000))):03d}" for v in local)
+    return f"<box>{view}:{places}</box>"
+
+
+def prompt_with_box(prompt: str, box: Sequence[float], height: int, width: int) -> str:
+    """A prompt about a box (x0, y0, x1, y1 in px of the image): the box follows as markup of the
+    whole view, whose frame is the centred square of the image's longer side."""
+    local = image_to_view(global_box(height, width).tolist(), box)
+    return f"{prompt} {box_markup(0, local)}"
+
+
 _BOX = re.compile(rf"<box>{_NUMBER}:{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}</box>")
 
 

@@ -68,12 +68,12 @@ def token_positions(boxes: F32, out: int, height: int, width: int) -> F32:
     """
     side = max(height, width)
     local = (np.arange(out) + 0.5) / out
-    v, u = np.meshgrid(local, local, indexing="ij")  # [out, out], rows are y
-    u, v = u.reshape(-1), v.reshape(-1)
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    view_w, view_h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    x = (boxes[:, 0:1] + u * view_w[:, None] - width / 2) / side
-    y = (boxes[:, 1:2] + v * view_h[:, None] - height / 2) / side
+    rows, columns = np.meshgrid(local, local, indexing="ij")  # [out, out]
+    u, v = columns.reshape(-1), rows.reshape(-1)
+    view = np.asarray(boxes, np.float64).reshape(-1, 4)
+    view_w, view_h = view[:, 2] - view[:, 0], view[:, 3] - view[:, 1]
+    x = (view[:, 0:1] + u * view_w[:, None] - width / 2) / side
+    y = (view[:, 1:2] + v * view_h[:, None] - height / 2) / side
     scale = np.broadcast_to(np.log2(view_w / side)[:, None], x.shape)
     local_u, local_v = np.broadcast_to(u, x.shape), np.broadcast_to(v, x.shape)
     return np.stack([x, y, scale, local_u, local_v], axis=-1).astype(np.float32)

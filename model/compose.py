@@ -78,7 +78,12 @@ def compose(vision: Path, prompt: Path, llm: Path, out: Path, seed: int = 0) -> 
 
 
 def assemble(
-    eye: Tower, reader: Tower, speaker: PreTrainedModel, tokenizer: Tokenizer, vision: Path, seed: int
+    eye: Tower,
+    reader: Tower,
+    speaker: PreTrainedModel,
+    tokenizer: Tokenizer,
+    vision: Path,
+    seed: int,
 ) -> tuple[GeoMagForConditionalGeneration, list[str]]:
     """The model from loaded parts; adds [SEG] and <image> to the tokenizer and the embeddings."""
     check_decoder(speaker.config)
@@ -161,7 +166,9 @@ def load_prompt(folder: Path) -> Tower:
 
 def _part_config(folder: Path, families: tuple[str, ...], role: str) -> PreTrainedConfig:
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json: give a folder as Hugging Face saves it")
+        raise CheckpointError(
+            f"{folder} has no config.json: give a folder as Hugging Face saves it"
+        )
     try:
         model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     except ValueError as e:

@@ -40,18 +40,19 @@ class GeoMagConfig(PreTrainedConfig):
         "text_config": AutoConfig,
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    prompt_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    psc: dict | None = None
-    tmra: dict | None = None
-    mask: dict | None = None
-    image_mean: list | None = None
-    image_std: list | None = None
+    # Any, because None and plain dicts are taken too, and are made whole in __post_init__
+    vision_config: Any = None
+    prompt_config: Any = None
+    text_config: Any = None
+    psc: Any = None
+    tmra: Any = None
+    mask: Any = None
+    image_mean: Any = None
+    image_std: Any = None
     prompt_template: str = PROMPT_TEMPLATE
     seg_token_id: int = 0
     image_token_id: int = 1
-    untrained: list | None = None
+    untrained: Any = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -96,20 +97,13 @@ class GeoMagConfig(PreTrainedConfig):
         return {k: TokenBudget.from_json(v) for k, v in self.tmra["budgets"].items()}
 
 
-def _sub_config(
-    value: dict | PreTrainedConfig | None, name: str, families: tuple[str, ...]
-) -> PreTrainedConfig:
+def _sub_config(value: Any, name: str, families: tuple[str, ...]) -> PreTrainedConfig:
+    """A config object from None, a dict or a config; refuses other families."""
     if value is None:
         value = {"model_type": families[0]}
-    if isinstance(value, dict):
-        model_type = value.get("model_type")
-        if model_type not in families:
-            raise CheckpointError(
-                f"{name} is of family {model_type!r}: supported are {', '.join(families)}"
-            )
-        value = AutoConfig.for_model(**value)
-    if value.model_type not in families:
+    family = value.get("model_type") if isinstance(value, dict) else value.model_type
+    if family not in families:
         raise CheckpointError(
-            f"{name} is of family {value.model_type!r}: supported are {', '.join(families)}"
+            f"{name} is of family {family!r}: supported are {', '.join(families)}"
         )
-    return value
+    return AutoConfig.for_model(**value) if isinstance(value, dict) else value

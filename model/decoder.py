@@ -29,7 +29,11 @@ class CachedDecoder(nn.Module):
         self.layers = config.num_hidden_layers
 
     def forward(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: list[Tensor],
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """One prefill (N = 0) or decode step.
 

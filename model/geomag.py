@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import ModelOutput
 from transformers.utils import logging as hf_logging
 
 from geomag_edge.errors import CheckpointError
@@ -65,7 +66,9 @@ class GeoMagForConditionalGeneration(PreTrainedModel):
         """The LLM with an explicit cache, sharing this model's parameters."""
         return CachedDecoder(self.language_model)
 
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, labels: Tensor | None = None):
+    def forward(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, labels: Tensor | None = None
+    ) -> ModelOutput:
         """The LLM over embedded visual and text tokens.
 
         Args:

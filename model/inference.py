@@ -119,7 +119,7 @@ def _generate(
     model: GeoMagForConditionalGeneration, processor: GeoMagProcessor, prompt: str, visual: Tensor,
     answer_prefix: str, max_new_tokens: int,
 ) -> tuple[list[int], Tensor]:  # fmt: skip
-    """Hugging Face's greedy `generate`, then the answer's hidden states [len(ids),D] in one pass."""
+    """Hugging Face's greedy `generate`; then the answer's hidden states [len(ids),D]."""
     coder, embed = processor.coder, model.get_input_embeddings()
     before, after = coder.around_image(prompt)
     prefix = coder.markup_ids(answer_prefix)

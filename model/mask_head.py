@@ -22,6 +22,8 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.q, self.k, self.v = (nn.Linear(dim, inner) for _ in range(3))
         self.out = nn.Linear(inner, dim)
+        self.attend = F.scaled_dot_product_attention
+        """Training on CPUs puts a faster form here (`geomag_edge.model.train.attention`)."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [b,t,C], k and v [b,s,C] -> [b,t,C]."""
@@ -29,7 +31,7 @@ class CrossAttention(nn.Module):
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x in (self.q(q), self.k(k), self.v(v))
         ]
-        mixed = F.scaled_dot_product_attention(*split)
+        mixed = self.attend(*split)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

@@ -21,7 +21,8 @@ from geomag_edge.model.geomag import GeoMagForConditionalGeneration
 from geomag_edge.model.processor import TOKENIZERS
 from geomag_edge.prompts import IMAGE_TOKEN, SEG_TOKEN
 
-NANO_VOCAB = 1024
+NANO_VOCAB = 768
+BOX_MARKS = ("<box>", "</box>")
 PRESETS = ("nano", "base", "half-b")
 
 
@@ -33,7 +34,7 @@ def preset_config(name: str) -> GeoMagConfig:
     """
     if name == "nano":
         vision = CLIPVisionConfig(
-            hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=3,
+            hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=3,
             image_size=128, patch_size=8, projection_dim=128, hidden_act="gelu",
         )  # fmt: skip
         prompt = CLIPTextConfig(
@@ -42,12 +43,17 @@ def preset_config(name: str) -> GeoMagConfig:
             hidden_act="gelu", eos_token_id=3, bos_token_id=2, pad_token_id=3,
         )  # fmt: skip
         text = Qwen3Config(
-            vocab_size=NANO_VOCAB, hidden_size=192, intermediate_size=576, num_hidden_layers=6,
-            num_attention_heads=6, num_key_value_heads=2, head_dim=32,
+            vocab_size=NANO_VOCAB, hidden_size=192, intermediate_size=576, num_hidden_layers=4,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=48,
             max_position_embeddings=2048, tie_word_embeddings=True, eos_token_id=3,
             bos_token_id=2, pad_token_id=3,
         )  # fmt: skip
-        return _assemble(vision, prompt, text, embed_dim=128, feature_dim=64, heads=4, grid=8)
+        config = _assemble(vision, prompt, text, embed_dim=128, feature_dim=64, heads=4, grid=8)
+        # Windows of 2, 4 and 8 of 16 patches: 8x, 4x and 2x as fine as the view they lie in.
+        config.psc |= {"windows": [2, 4, 8], "max_crops": 4}
+        plans = (TokenBudget(8, 4, 4), TokenBudget(8, 3, 8), TokenBudget(8, 4, 4))
+        config.tmra = {"budgets": {k: b.to_json() for k, b in zip(LEVELS, plans, strict=True)}}
+        return config
     vision = CLIPVisionConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
         image_size=336, patch_size=16, projection_dim=512,
@@ -101,13 +107,14 @@ def domain_tokenizer(vocab_size: int = NANO_VOCAB) -> tuple[Tokenizer, Tokenizer
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(BOX_MARKS),
         special_tokens=[SEG_TOKEN, IMAGE_TOKEN, "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    markup = ["USER: \n", "ASSISTANT:", "<box>0:1,2,3,4</box>"]
+    markup = ["USER: \n", "ASSISTANT:", " 0:1,2,3,4"]
     tokenizer.train_from_iterator([*corpus(0, 4000), *markup * 50], trainer)
+    tokenizer.add_tokens(list(BOX_MARKS))
     psc = Tokenizer.from_str(tokenizer.to_str())
     psc.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", psc.token_to_id("</s>"))]

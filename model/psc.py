@@ -40,8 +40,8 @@ class PromptTower(nn.Module):
             self.tower = SiglipTextModel._from_config(prompt)
             self.projection = nn.Identity()
 
-    def forward(self, prompt_ids: Tensor) -> Tensor:
-        """int64 [B,L] -> [B,De]."""
+    def forward(self, prompt_ids: Tensor, last: Tensor | None = None) -> Tensor:
+        """int64 [B,L] -> [B,De]; `last` int64 [B] says where right-padded prompts of CLIP end."""
         hidden = self.tower.embeddings(input_ids=prompt_ids)
         length = prompt_ids.shape[1]
         mask = None
@@ -50,7 +50,11 @@ class PromptTower(nn.Module):
             mask = (position[:, None] >= position[None, :])[None, None]  # [1,1,L,L]
         for layer in self.tower.encoder.layers:
             hidden = layer(hidden, attention_mask=mask, is_causal=False)
-        pooled = self.tower.final_layer_norm(hidden)[:, -1]
+        hidden = self.tower.final_layer_norm(hidden)
+        if last is None:
+            pooled = hidden[:, -1]
+        else:
+            pooled = hidden[torch.arange(len(last), device=last.device), last]
         return self.projection(pooled) if self.causal else self.tower.head(pooled)
 
 

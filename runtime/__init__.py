@@ -1,1 +1,1 @@
-"""The deployed side: engines behind one small interface, the chain on top, images in and answers out."""
+"""The deployed side: engines behind one interface, the chain on top, images in, answers out."""

@@ -276,9 +276,7 @@ class SceneSession:
         def look_again(boxes: F32) -> list[Candidates]:
             inside = self.views(boxes, watch)
             with watch("select"):
-                looks = [
-                    self.chain.select(inside, i, prompt_ids, scene) for i in range(len(boxes))
-                ]
+                looks = [self.chain.select(inside, i, prompt_ids, scene) for i in range(len(boxes))]
             return [(look["boxes"], look["scores"]) for look in looks]
 
         levels = useful_levels(scene.height, scene.width, view.view_px, view.grid, psc)

@@ -93,7 +93,9 @@ class OrtSession:
         try:
             wanted = self._types[name]
         except KeyError as e:
-            raise EngineError(f"the graph has no input {name!r}: it has {', '.join(self._types)}") from e
+            raise EngineError(
+                f"the graph has no input {name!r}: it has {', '.join(self._types)}"
+            ) from e
         return np.ascontiguousarray(value, dtype=wanted)
 
     def close(self) -> None:

@@ -137,7 +137,7 @@ def save_reference(samples: list[Sample], folder: Path) -> None:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILES[0]).write_text(json.dumps({"samples": listing}, indent=1))
-    np.savez(folder / FILES[1], **arrays)
+    np.savez(folder / FILES[1], allow_pickle=False, **arrays)
 
 
 def load_reference(listing: Path, arrays: Path) -> list[Sample]:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geomag_edge.errors import CheckpointError, EngineError, MissingExtraError
-from geomag_edge.graphs import past_names, present_names
+from geomag_edge.graphs import (
+    EMBED,
+    ENCODER,
+    MASK_HEAD,
+    PROJECTOR,
+    PSC_SELECT,
+    past_names,
+    present_names,
+)
 from geomag_edge.manifest import Bundle
 
 if TYPE_CHECKING:
@@ -92,35 +100,36 @@ class TorchSession:
         """The engine owns the model."""
 
 
-def graph_function(
-    model: GeoMagForConditionalGeneration, graph: str
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
+Call = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def graph_function(model: GeoMagForConditionalGeneration, graph: str) -> Call:
     """Named tensors -> named tensors, by the graph's contract."""
-    if graph == "encoder":
-        names = ("tokens", "embeds", "features")
-        return lambda f: dict(zip(names, model.encoder(f["views"]), strict=True))
-    if graph == "psc_select":
-        names = ("granularity", "relevance", "boxes", "scores")
-        order = ("embeds", "prompt_ids", "view_box", "image_shape")
-        return lambda f: dict(zip(names, model.psc(*(f[k] for k in order)), strict=True))
     if graph == "psc":
         return _psc_function(model)
-    if graph == "projector":
-        order = ("tokens", "pooling", "positions")
-        return lambda f: {"visual": model.projector(*(f[k] for k in order))}
-    if graph == "embed":
-        return lambda f: {"inputs_embeds": model.get_input_embeddings()(f["input_ids"])}
-    if graph == "mask_head":
-        names = ("mask_logits", "quality")
-        return lambda f: dict(zip(names, model.mask_head(f["features"], f["queries"]), strict=True))
     if graph == "llm":
         return _llm_function(model)
-    raise EngineError(f"the torch engine has no graph {graph!r}")
+    modules = {
+        ENCODER.name: (ENCODER, model.encoder),
+        PSC_SELECT.name: (PSC_SELECT, model.psc),
+        PROJECTOR.name: (PROJECTOR, model.projector),
+        EMBED.name: (EMBED, model.get_input_embeddings()),
+        MASK_HEAD.name: (MASK_HEAD, model.mask_head),
+    }
+    if graph not in modules:
+        raise EngineError(f"the torch engine has no graph {graph!r}")
+    spec, module = modules[graph]
+
+    def call(feeds: dict[str, Any]) -> dict[str, Any]:
+        outputs = module(*(feeds[name] for name in spec.input_names))
+        if len(spec.outputs) == 1:
+            outputs = (outputs,)
+        return dict(zip(spec.output_names, outputs, strict=True))
+
+    return call
 
 
-def _psc_function(
-    model: GeoMagForConditionalGeneration,
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _psc_function(model: GeoMagForConditionalGeneration) -> Call:
     import torch
 
     from geomag_edge.cpp_ext import torch_op  # noqa: F401 - registers torch.ops.geomag.psc_crop
@@ -138,9 +147,7 @@ def _psc_function(
     return look
 
 
-def _llm_function(
-    model: GeoMagForConditionalGeneration,
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _llm_function(model: GeoMagForConditionalGeneration) -> Call:
     decoder = model.decoder()
     past, present = past_names(decoder.layers), present_names(decoder.layers)
 

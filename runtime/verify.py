@@ -77,7 +77,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether everything is within tolerance."""
-        return all(d.ok for d in [*self.graphs, *self.chain])
+        return all(d.ok for d in self.graphs) and all(c.ok for c in self.chain)
 
     @property
     def first_drift(self) -> str | None:
@@ -145,10 +145,15 @@ def replay(session: Session, calls: list[Call], tolerance: Tolerance) -> list[Dr
         max_abs, relative, cosine = (np.array(column) for column in zip(*found, strict=True))
         drifts.append(
             Drift(
-                graph=calls[0].graph, output=name, unit=UNITS.get(name, "unit"), calls=len(found),
-                max_abs=float(max_abs.max()), relative=float(relative.max()),
-                cosine=float(cosine.min()), ok=bool(relative.max() <= tolerance.relative),
-            )  # fmt: skip
+                graph=calls[0].graph,
+                output=name,
+                unit=UNITS.get(name, "unit"),
+                calls=len(found),
+                max_abs=float(max_abs.max()),
+                relative=float(relative.max()),
+                cosine=float(cosine.min()),
+                ok=bool(relative.max() <= tolerance.relative),
+            )
         )
     return drifts
 
@@ -183,7 +188,9 @@ def _ask(chain: Chain, sample: Sample, tolerance: Tolerance) -> ChainDrift:
     if sample.crop_boxes.shape == result.crop_boxes.shape:
         crop_px = float(np.abs(sample.crop_boxes - result.crop_boxes).max(initial=0.0))
     iou = min(ious) if ious else None
-    ok = (first is None or not tolerance.tokens_equal) and (iou is None or iou >= tolerance.mask_iou)
+    ok = (first is None or not tolerance.tokens_equal) and (
+        iou is None or iou >= tolerance.mask_iou
+    )
     return ChainDrift(
         prompt=sample.prompt, budget=sample.budget, tokens=len(sample.token_ids),
         first_token=first, max_crop_px=crop_px, mask_iou=iou, masks=len(sample.masks), ok=ok,

@@ -27,7 +27,7 @@ def build_parser() -> Parser:
     """The parser of every command."""
     parser = Parser(
         prog="geomag-edge",
-        description="Takes a GeoMag checkpoint to the edge: ONNX graphs, parity, answers and masks.",
+        description="Takes a GeoMag checkpoint to the edge: graphs, parity, answers and masks.",
     )
     parser.add_argument("--version", action="version", version=f"geomag-edge {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -39,7 +39,9 @@ def build_parser() -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.add_argument("--json", action="store_true", help="a machine-readable result on stdout")
+        command.add_argument(
+            "--json", action="store_true", help="a machine-readable result on stdout"
+        )
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         command.set_defaults(handler=module.execute)
     return parser

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that choose what runs the graphs."""
     parser.add_argument("--engine", default="ort-cpu", help="ort-cpu (default) or torch")
-    parser.add_argument("--precision", default="fp32", help="which graphs of the bundle: fp32, fp16")
+    parser.add_argument(
+        "--precision", default="fp32", help="which graphs of the bundle: fp32, fp16"
+    )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
     parser.add_argument(
         "--checkpoint", type=Path, metavar="DIR", help="the bundle's checkpoint, for --engine torch"
