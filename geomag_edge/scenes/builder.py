@@ -321,10 +321,7 @@ class Builder:
         if made is not None:
             made.place = "building"
 
-    def trees(
-        self, cell: Cell, count: int, large: float = 0.3, spread: float | None = None,
-        colour: str = "",
-    ) -> None:  # fmt: skip
+    def trees(self, cell: Cell, count: int, large: float = 0.3, colour: str = "") -> None:
         """Scatters trees over what is free in a cell; `large` is the share of large ones."""
         palette = ("green", "green", "green", "brown")
         if self.look.season == "autumn":

@@ -32,7 +32,6 @@ class Referent:
     phrase: str
     answer: str
     ids: tuple[int, ...]
-    kind: str  # "attribute", "place" or "relation"
 
 
 class Inventory:
@@ -104,7 +103,7 @@ class Inventory:
             rng.shuffle(tries)
             for size, colour in tries:
                 if len(self.select(cls, size, colour)) == 1:
-                    return self._referent(rng, cls, "{x}", (o.id,), size, colour, "attribute")
+                    return self._referent(rng, cls, "{x}", (o.id,), size, colour)
         return None
 
     def placed(self, rng: random.Random, cls: str) -> Referent | None:
@@ -135,7 +134,7 @@ class Inventory:
         if not options:
             return None
         form, chosen = rng.choice(options)
-        return self._referent(rng, cls, form, (chosen,), "", "", "place")
+        return self._referent(rng, cls, form, (chosen,), "", "")
 
     def _in_corner(self, o: SceneObject, corner: str, share: float) -> bool:
         x, y = (c / self.size_px for c in o.centre)
@@ -162,7 +161,7 @@ class Inventory:
         ids = tuple(o.id for o in chosen)
         if not self.clear & set(ids):
             return None
-        return self._referent(rng, cls, "{x}", ids, size, colour, "attribute", plural=True)
+        return self._referent(rng, cls, "{x}", ids, size, colour, plural=True)
 
     def related(self, rng: random.Random, cls: str) -> tuple[Referent, bool] | None:
         """Objects by their relation to another one, and whether the phrase is plural."""
@@ -191,7 +190,7 @@ class Inventory:
         if len(ids) < 2 or not self.clear & set(ids):
             return None
         form = rng.choice(phrases.ON[place])
-        return self._referent(rng, cls, form, ids, "", "", "relation", plural=True), True
+        return self._referent(rng, cls, form, ids, "", "", plural=True), True
 
     def _anchor(self, rng: random.Random, cls: str) -> tuple[SceneObject, str] | None:
         """Another object that a phrase can name: alone of its class, or alone with its colour."""
@@ -233,7 +232,7 @@ class Inventory:
             return None
         form = rng.choice(phrases.NEAREST).replace("{y}", anchor[1])
         ids = (found[order[0]].id,)
-        return self._referent(rng, cls, form, ids, "", "", "relation"), False
+        return self._referent(rng, cls, form, ids, "", ""), False
 
     def _near(self, rng: random.Random, cls: str) -> tuple[Referent, bool] | None:
         """The objects that lie around an anchor, if a wide gap parts them from the others."""
@@ -253,7 +252,7 @@ class Inventory:
                 if not self.clear.issuperset(ids):
                     return None
                 form = rng.choice(phrases.NEAR).replace("{y}", anchor[1])
-                return self._referent(rng, cls, form, ids, "", "", "relation", True), True
+                return self._referent(rng, cls, form, ids, "", "", True), True
         return None
 
     def _beside(self, rng: random.Random, cls: str) -> tuple[Referent, bool] | None:
@@ -283,12 +282,12 @@ class Inventory:
             return None
         form = rng.choice(phrases.SIDES[side]).replace("{y}", anchor[1])
         plural = len(inside) > 1
-        made = self._referent(rng, cls, form, tuple(inside), "", "", "relation", plural)
+        made = self._referent(rng, cls, form, tuple(inside), "", "", plural)
         return made, plural
 
     def _referent(
         self, rng: random.Random, cls: str, form: str, ids: tuple[int, ...], size: str,
-        colour: str, kind: str, plural: bool = False,
+        colour: str, plural: bool = False,
     ) -> Referent:  # fmt: skip
         names = phrases.NAMES[cls]
         # "house" is a small building, so only those are called so.
@@ -304,7 +303,6 @@ class Inventory:
             form.format(x=phrases.with_attributes(name, size, colour)),
             phrases.with_attributes(canonical, size, colour),
             ids,
-            kind,
         )
 
 
