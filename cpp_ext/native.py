@@ -41,6 +41,8 @@ def cpu_library() -> ctypes.CDLL | None:
             library.geomag_psc_crop_cpu.argtypes = _SIGNATURE
             library.geomag_psc_crop_cpu.restype = ctypes.c_int
             library.geomag_psc_simd.restype = ctypes.c_char_p
+            library.geomag_psc_read.argtypes = [ctypes.c_void_p, _i64, _i64, _i64, ctypes.c_int]
+            library.geomag_psc_read.restype = ctypes.c_uint64
             return library
     return None
 
@@ -77,3 +79,24 @@ def run_cpu(
     if status:
         causes = {1: "bad argument", 2: "out of memory"}
         raise KernelError(f"the PscCrop kernel failed: {causes.get(status, status)}")
+
+
+def read_window(
+    library: ctypes.CDLL, image: NDArray[np.uint8], box: tuple[int, int, int, int], threads: int
+) -> int:
+    """Read every byte of a window and do nothing with it: the roofline of a crop.
+
+    Args:
+        library: what `cpu_library` returned.
+        image: uint8 [H, W, 3], interleaved.
+        box: x0, y0, x1, y1, whole pixels inside the image.
+        threads: threads to use.
+
+    Returns:
+        The bytes read (whole pieces of 128 bytes a row).
+    """
+    x0, y0, x1, y1 = box
+    row_bytes = 3 * (x1 - x0) // 128 * 128
+    first = image.ctypes.data + y0 * image.strides[0] + 3 * x0
+    library.geomag_psc_read(first, y1 - y0, row_bytes, image.strides[0], threads)
+    return row_bytes * (y1 - y0)

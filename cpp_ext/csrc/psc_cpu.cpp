@@ -85,8 +85,8 @@ struct Loops {
 
 #if defined(__x86_64__)
 PSC_TARGET_BEGIN(
-    "clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx2,fma\"))), apply_to = function)",
-    "GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512\")")
+    "clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c\"))), apply_to = function)",
+    "GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512\")")
 namespace avx512 {
 const int LANES = 16;
 typedef float Lanes __attribute__((vector_size(64)));
@@ -96,18 +96,24 @@ static inline Lanes load_bytes(const u8* at) {
   const __m128i bytes = _mm_loadu_si128((const __m128i*)at);
   return (Lanes)_mm512_maskz_cvtepi32_ps(all, _mm512_maskz_cvtepu8_epi32(all, bytes));
 }
+static inline void store_half(u16* at, Lanes v) {
+  _mm256_storeu_si256((__m256i*)at, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, 0));
+}
 #include "psc_cpu_lanes.h"
 }  // namespace avx512
 PSC_TARGET_END
 
 PSC_TARGET_BEGIN(
-    "clang attribute push(__attribute__((target(\"avx2,fma\"))), apply_to = function)",
-    "GCC target(\"avx2,fma\")")
+    "clang attribute push(__attribute__((target(\"avx2,fma,f16c\"))), apply_to = function)",
+    "GCC target(\"avx2,fma,f16c\")")
 namespace avx2 {
 const int LANES = 8;
 typedef float Lanes __attribute__((vector_size(32)));
 static inline Lanes load_bytes(const u8* at) {
   return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)at)));
+}
+static inline void store_half(u16* at, Lanes v) {
+  _mm_storeu_si128((__m128i*)at, _mm256_cvtps_ph((__m256)v, 0));
 }
 #include "psc_cpu_lanes.h"
 }  // namespace avx2
@@ -132,9 +138,17 @@ static inline Lanes load_bytes(const u8* at) {
   const uint16x8_t words = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
   return (Lanes)vcvtq_f32_u32(vmovl_u16(vget_low_u16(words)));
 }
+static inline void store_half(u16* at, Lanes v) {
+  vst1_u16(at, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
+}
 #else
 static inline Lanes load_bytes(const u8* at) {
   return Lanes{(float)at[0], (float)at[1], (float)at[2], (float)at[3]};
+}
+#endif
+#if !defined(__aarch64__)
+static inline void store_half(u16* at, Lanes v) {
+  for (int i = 0; i < LANES; ++i) at[i] = half_bits(v[i]);
 }
 #endif
 #include "psc_cpu_lanes.h"
@@ -146,6 +160,7 @@ const Loops& loops_of_this_cpu() {
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return avx512::loops;
   }
+  // Every CPU with these two has F16C, which older compilers cannot ask for by name.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::loops;
 #endif
   return baseline::loops;

@@ -1,7 +1,8 @@
-// The CPU kernel's two inner loops, written once and included once per instruction set.
+// The CPU kernel's inner loops, written once and included once per instruction set.
 //
-// The includer opens a namespace, sets the compiler's target, and gives LANES and
-// `Lanes load_bytes(const u8*)` (LANES bytes widened to floats). No include guard: on purpose.
+// The includer opens a namespace, sets the compiler's target, and gives LANES,
+// `Lanes load_bytes(const u8*)` (LANES bytes widened to floats) and `store_half(u16*, Lanes)`.
+// No include guard: on purpose.
 
 typedef float FourAnywhere __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float LanesAnywhere __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -92,7 +93,9 @@ static void reduce(const float* row, const int* starts, const float* weights, i6
 }
 
 static void to_half(const float* values, i64 count, u16* out) {
-  for (i64 j = 0; j < count; ++j) out[j] = half_bits(values[j]);
+  i64 j = 0;
+  for (; j + LANES <= count; j += LANES) store_half(out + j, load_floats(values + j));
+  for (; j < count; ++j) out[j] = half_bits(values[j]);
 }
 
 static const Loops loops = {LANES,     accumulate<true>, accumulate<false>,
