@@ -159,11 +159,12 @@ def checkpoint_of(make_model, tokenizers, tmp_path_factory):
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A bundle that must not be written to, where it came from, and its parity report."""
+    """A bundle that must not be written to, where it came from, its parity report and steps."""
 
     bundle: object
     checkpoint: object
     report: object
+    steps: list
     family: str
     opset: int
     dtype: str
@@ -184,8 +185,9 @@ def exported(checkpoint_of, tmp_path_factory):
         if key not in made:
             checkpoint = checkpoint_of(family)
             out = tmp_path_factory.mktemp("bundles") / f"{family}-{opset}-{dtype}"
-            report = export_bundle(checkpoint, out, dtype=dtype, opset=opset)
-            made[key] = Exported(out, checkpoint, report, *key)
+            steps = []
+            report = export_bundle(checkpoint, out, dtype=dtype, opset=opset, progress=steps.append)
+            made[key] = Exported(out, checkpoint, report, steps, *key)
         return made[key]
 
     return export
