@@ -57,7 +57,9 @@ def kernel_arguments(
     size: int,
     out: int,
 ) -> dict[str, Any]:
-    """The CUDA kernel's arguments by name, in its order, as ctypes values.
+    """The CUDA kernel's arguments by name, in its order, as cuda.core takes them.
+
+    Addresses are plain integers, everything else is a 64-bit ctypes integer.
 
     Args:
         image: device address of channel 0 of pixel (0, 0).
@@ -69,15 +71,15 @@ def kernel_arguments(
     """
     height, width, row, pixel, channel = (ctypes.c_int64(value) for value in layout)
     return {
-        "image": ctypes.c_void_p(image),
+        "image": image,
         "height": height,
         "width": width,
         "row": row,
         "pixel": pixel,
         "channel": channel,
-        "boxes": ctypes.c_void_p(boxes),
-        "mean_std": ctypes.c_void_p(mean_std),
+        "boxes": boxes,
+        "mean_std": mean_std,
         "size": ctypes.c_int64(size),
         "tile_columns": ctypes.c_int64(tile_columns(size)),
-        "out": ctypes.c_void_p(out),
+        "out": out,
     }

@@ -1,8 +1,15 @@
 """A scene, CLIP's normalisation, and Pillow as the oracle of every PscCrop test."""
 
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
+
+import geomag_edge.cpp_ext
 
 MEAN_STD = np.array([[0.481, 0.458, 0.408], [0.269, 0.261, 0.276]], np.float32)
 
@@ -84,3 +91,25 @@ def telling_boxes():
         ],
         np.float32,
     )
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory):
+    """The CUDA kernel's body as a C function: its arguments, the number of boxes after `boxes`,
+    and at the end whether to write float16.
+    """
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ to compile the emulation with")
+    target = tmp_path_factory.mktemp("emulation") / "emulate.so"
+    source = Path(__file__).with_name("emulate_block.cpp")
+    headers = Path(geomag_edge.cpp_ext.__file__).parent / "csrc"
+    flags = ["-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", f"-I{headers}"]
+    subprocess.run([compiler, *flags, str(source), "-o", str(target)], check=True)
+    emulate = ctypes.CDLL(str(target)).emulate
+    pointer, i64 = ctypes.c_void_p, ctypes.c_int64
+    emulate.argtypes = [
+        *(pointer, i64, i64, i64, i64, i64),
+        *(pointer, i64, pointer, i64, i64, pointer, ctypes.c_int),
+    ]
+    return emulate

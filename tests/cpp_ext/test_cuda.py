@@ -60,8 +60,8 @@ def test_arguments_come_in_the_kernels_order_and_width():
     arguments = kernel_arguments(1, (2, 3, 4, 5, 6), 7, 8, 9, 10)
     assert list(arguments) == [name for _, name in declared]
     for kind, name in declared:
-        width = ctypes.c_void_p if "*" in kind else ctypes.c_int64
-        assert type(arguments[name]) is width, name
+        form = int if "*" in kind else ctypes.c_int64
+        assert type(arguments[name]) is form, name
 
 
 def test_device_images_may_be_interleaved_or_planar_and_nothing_else():

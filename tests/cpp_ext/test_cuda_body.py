@@ -1,43 +1,23 @@
 """The CUDA kernel's body, run on the CPU: threads and a barrier in place of a block."""
 
-import ctypes
-import shutil
-import subprocess
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-import geomag_edge.cpp_ext
 from geomag_edge.cpp_ext import psc_crop
 from geomag_edge.cpp_ext.layout import device_layout, tile_columns
 
-CSRC = Path(geomag_edge.cpp_ext.__file__).parent / "csrc"
 TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def emulate(tmp_path_factory):
+def emulate(emulation):
     """(image, boxes, mean_std, size, dtype) -> views, through the kernel's body."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ to compile the emulation with")
-    library_path = tmp_path_factory.mktemp("emulation") / "emulate.so"
-    source = Path(__file__).with_name("emulate_block.cpp")
-    flags = ["-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", f"-I{CSRC}"]
-    subprocess.run([compiler, *flags, str(source), "-o", str(library_path)], check=True)
-    library = ctypes.CDLL(str(library_path))
-    pointer, i64 = ctypes.c_void_p, ctypes.c_int64
-    library.emulate.argtypes = [
-        *(pointer, i64, i64, i64, i64, i64),
-        *(pointer, i64, pointer, i64, i64, pointer, ctypes.c_int),
-    ]
 
     def run(image, boxes, mean_std, size, dtype="float32", columns=None):
         boxes = np.ascontiguousarray(boxes, np.float32)
         layout = device_layout(image.shape, image.strides)
         out = np.full((len(boxes), 3, size, size), 77, dtype)
-        library.emulate(
+        emulation(
             *(image.ctypes.data, *layout),
             *(boxes.ctypes.data, len(boxes), mean_std.ctypes.data),
             *(size, columns or tile_columns(size), out.ctypes.data, dtype == "float16"),
