@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -241,13 +242,16 @@ class SceneSession:
             visual = chain.project(whole, chosen.global_grid, scene)
             if crops is not None:
                 visual = np.concatenate([visual, chain.project(crops, chosen.crop_grid, scene)])
+        stream = _streamer(coder, on_text)
         decoded = decode_greedily(
             chain.sessions["llm"], chain.sessions["embed"], manifest.decoder,
             before, visual, after, prefix,
             settings.seg_token_id, settings.eos_token_ids,
             min(max_new_tokens, settings.context - length),
-            on_ids=_streamer(coder, on_text),
+            on_ids=stream,
         )  # fmt: skip
+        if stream:
+            stream(decoded.ids, last=True)
         watch.ms["prefill"], watch.ms["decode"] = decoded.prefill_ms, decoded.decode_ms
         every = whole if crops is None else _joined(whole, crops)
         with watch("mask"):
@@ -338,18 +342,22 @@ def _softmax(logits: NDArray) -> NDArray:
     return shifted / shifted.sum()
 
 
-def _streamer(
-    coder: PromptCoder, on_text: Callable[[str], None] | None
-) -> Callable[[list[int]], None] | None:
-    """Turns growing ids into new text; a half-made UTF-8 character waits for its end."""
+class _Stream(Protocol):
+    def __call__(self, ids: list[int], last: bool = False) -> None: ...
+
+
+def _streamer(coder: PromptCoder, on_text: Callable[[str], None] | None) -> _Stream | None:
+    """Turns growing ids into new text; a half-made UTF-8 character waits for its end, or the
+    answer's."""
     if on_text is None:
         return None
     shown = ""
 
-    def on_ids(ids: list[int]) -> None:
+    def on_ids(ids: list[int], last: bool = False) -> None:
         nonlocal shown
         text = coder.decode(ids)
-        if text.startswith(shown) and not text.endswith("\ufffd") and text != shown:
+        whole = last or not text.endswith("\ufffd")
+        if whole and text.startswith(shown) and text != shown:
             on_text(text[len(shown) :])
             shown = text
 

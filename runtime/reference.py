@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,7 +152,7 @@ def load_reference(listing: Path, arrays: Path) -> list[Sample]:
         data = json.loads(listing.read_text())
         with np.load(arrays, allow_pickle=False) as stored:
             return [_sample(entry, stored) for entry in data["samples"]]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile, zlib.error) as e:
         raise BundleError(f"the bundle's reference inputs are damaged: {e}") from e
 
 
