@@ -1,0 +1,93 @@
+"""What a wheel of this repository holds, and that importing it puts nothing generic on the path."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("model", "export", "runtime", "calibration", "cpp_ext", "benchmarks")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Names in the wheel that pip builds from a copy of the sources."""
+    source = tmp_path_factory.mktemp("source")
+    skipped = shutil.ignore_patterns("__pycache__", "*.so")
+    for folder in (*STAGES, "geomag_edge"):
+        shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=skipped)
+    for file in ROOT.glob("*.*"):
+        if file.suffix in (".toml", ".py", ".md"):
+            shutil.copy(file, source)
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation",
+         "--quiet", "-w", str(out)],
+        check=True, timeout=300,
+    )  # fmt: skip
+    [path] = out.glob("geomag_edge-*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_is_installed_under_the_package(wheel, stage):
+    sources = {p.name for p in (ROOT / stage).glob("*.py")}
+    installed = {n.rpartition("/")[2] for n in wheel if n.startswith(f"geomag_edge/{stage}/")}
+    assert sources <= installed
+
+
+@pytest.mark.parametrize("package", ["geomag_edge", "geomag_edge/cli", "geomag_edge/scenes"])
+def test_every_module_of_the_spine_is_installed(wheel, package):
+    for source in (ROOT / package).glob("*.py"):
+        assert f"{package}/{source.name}" in wheel
+
+
+def test_every_folder_with_modules_is_installed(wheel):
+    for top in (*STAGES, "geomag_edge"):
+        for init in (ROOT / top).rglob("__init__.py"):
+            inside = init.relative_to(ROOT).as_posix()
+            name = inside if top == "geomag_edge" else f"geomag_edge/{inside}"
+            assert name in wheel
+
+
+def test_nothing_else_lands_in_site_packages(wheel):
+    tops = {name.partition("/")[0] for name in wheel}
+    assert {t for t in tops if not t.endswith(".dist-info")} == {"geomag_edge"}
+
+
+def test_the_kernels_sources_travel_for_machines_that_build_them(wheel):
+    for source in (ROOT / "cpp_ext" / "csrc").iterdir():
+        if source.suffix in (".h", ".cpp", ".cu"):
+            assert f"geomag_edge/cpp_ext/csrc/{source.name}" in wheel
+
+
+def test_no_test_travels(wheel):
+    assert not [n for n in wheel if "/tests/" in n or "conftest" in n or "/test_" in n]
+
+
+def test_the_command_is_installed(wheel):
+    assert [n for n in wheel if n.endswith(".dist-info/entry_points.txt")]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_links_for_editors_lead_to_the_stages(stage):
+    link = ROOT / "geomag_edge" / stage
+    assert link.resolve() == (ROOT / stage).resolve()
+
+
+def test_stages_import_under_the_package_and_under_no_bare_name():
+    code = """
+import importlib, sys
+for stage in sys.argv[1:]:
+    importlib.import_module("geomag_edge." + stage)
+print(*sorted(set(sys.argv[1:]) & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *STAGES], capture_output=True, text=True, check=True,
+        cwd=Path(sys.prefix), timeout=120,
+    )  # fmt: skip
+    assert done.stdout.strip() == ""
