@@ -14,13 +14,18 @@ setup(
         "geomag_edge",
         "geomag_edge.cli",
         "geomag_edge.scenes",
+        "geomag_edge.model.train",
         *(f"geomag_edge.{stage}" for stage in STAGES),
     ],
     package_dir={
         "geomag_edge": "geomag_edge",
         **{f"geomag_edge.{stage}": stage for stage in STAGES},
     },
-    package_data={"geomag_edge.cpp_ext": ["csrc/*.h", "csrc/*.cpp", "csrc/*.cu"]},
+    package_data={
+        "geomag_edge.model": ["checkpoints/nano/*"],
+        "geomag_edge.model.train": ["*.json"],
+        "geomag_edge.cpp_ext": ["csrc/*.h", "csrc/*.cpp", "csrc/*.cu"],
+    },
     ext_modules=[
         Extension(
             "geomag_edge.cpp_ext._psc_cpu",
