@@ -20,6 +20,4 @@ def projector_graph(model: GeoMagForConditionalGeneration) -> GraphExport:
     patches = config.grid**2
     tokens = torch.zeros(2, patches, config.vision_config.hidden_size, dtype=dtype)
     pooling = torch.zeros(9, patches, dtype=dtype)
-    return GraphExport(
-        PROJECTOR, model.projector, (tokens, pooling, torch.zeros(2, 9, 5, dtype=dtype))
-    )
+    return GraphExport(PROJECTOR, model.projector, (tokens, pooling, torch.zeros(2, 9, 5)))

@@ -92,7 +92,7 @@ PROJECTOR = GraphSpec(
     (
         Port("tokens", "float", ("n", "P", "Dv")),
         Port("pooling", "float", ("q", "P")),
-        Port("positions", "float", ("n", "q", 5)),
+        Port("positions", "float32", ("n", "q", 5)),
     ),
     (Port("visual", "float", ("n", "q", "D")),),
 )

@@ -50,7 +50,7 @@ class GeoMagForConditionalGeneration(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             module.reset_parameters()
-        elif isinstance(module, WindowSelection | GeoMagProjector):
+        elif isinstance(module, WindowSelection):
             module.reset_constants()
         elif isinstance(module, GeoMagEncoder):
             init_encoder(module)

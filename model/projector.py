@@ -24,20 +24,18 @@ class GeoMagProjector(nn.Module):
         self.up = nn.Linear(token_dim, hidden)
         self.down = nn.Linear(hidden, hidden)
         self.place = nn.Linear(5 * (2 * FREQUENCIES + 1), hidden)
-        self.register_buffer("octaves", torch.empty(FREQUENCIES), persistent=False)
-        self.reset_constants()
-
-    def reset_constants(self) -> None:
-        """Fills the frequencies; `from_pretrained` builds modules without their constants."""
-        self.octaves.copy_(math.pi * 2.0 ** torch.arange(FREQUENCIES, dtype=torch.float32))
 
     def forward(self, tokens: Tensor, pooling: Tensor, positions: Tensor) -> Tensor:
         """tokens [n,P,Dv], pooling [q,P], positions [n,q,5] -> visual [n,q,D].
 
-        The columns of `positions` are those of `geomag_edge.views.token_positions`.
+        The columns of `positions` are those of `geomag_edge.views.token_positions`. They and
+        their angles, up to 100 rad, are float32 in a half-precision model too.
         """
         pooled = pooling @ self.norm(tokens)  # [n,q,Dv]
         visual = self.down(nn.functional.gelu(self.up(pooled)))
-        angles = (positions.unsqueeze(-1) * self.octaves).flatten(2)  # [n,q,5*FREQUENCIES]
+        octaves = torch.tensor(
+            [math.pi * 2**i for i in range(FREQUENCIES)], dtype=torch.float32, device=tokens.device
+        )
+        angles = (positions.unsqueeze(-1) * octaves).flatten(2)  # [n,q,5*FREQUENCIES]
         place = torch.cat([positions, angles.sin(), angles.cos()], dim=-1)
-        return visual + self.place(place)
+        return visual + self.place(place.to(visual.dtype))

@@ -83,20 +83,21 @@ class WindowSelection(nn.Module):
 
     def forward(self, relevance: Tensor, view_box: Tensor) -> tuple[Tensor, Tensor]:
         """relevance [G,G], view_box [4] px -> boxes [K,4] px, scores [K]."""
+        windows, side = self.boxes.float(), self.side.float()  # whole numbers, exact in half too
         integral = F.pad(relevance.cumsum(0).cumsum(1), (1, 0, 1, 0)).reshape(-1)
         total = integral[self.corners]  # [4,Nw]
-        scores = (total[0] - total[1] - total[2] + total[3]) / self.side
-        area = self.side * self.side
+        scores = (total[0] - total[1] - total[2] + total[3]) / side
+        area = side * side
         cell = (view_box[2] - view_box[0]) / self.grid
         origin = torch.cat([view_box[:2], view_box[:2]])
         chosen, kept = [], []
         for _ in range(self.psc.max_crops):
             best = scores.argmax(0, keepdim=True)  # [1]
-            box = self.boxes[best]  # [1,4]
+            box = windows[best]  # [1,4]
             chosen.append(origin + box * cell)
             kept.append(scores[best])
-            low = torch.maximum(box[:, :2], self.boxes[:, :2])
-            high = torch.minimum(box[:, 2:], self.boxes[:, 2:])
+            low = torch.maximum(box[:, :2], windows[:, :2])
+            high = torch.minimum(box[:, 2:], windows[:, 2:])
             inner = (high - low).clamp(min=0)
             common = inner[:, 0] * inner[:, 1]
             iou = common / (area[best] + area - common)

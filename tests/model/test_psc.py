@@ -84,3 +84,19 @@ def test_a_mask_depends_on_its_own_query_and_view_alone(make_model):
             alone, alone_quality = head(features[n : n + 1], queries[m : m + 1])
             torch.testing.assert_close(alone[0, 0], logits[m, n], rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(alone_quality[0, 0], quality[m, n])
+
+
+@torch.inference_mode()
+def test_half_precision_keeps_places_and_windows_exact(make_model):
+    model = make_model("qwen2-clip")
+    places = torch.rand(2, 4, 5) - 0.5
+    tokens, pooling = torch.randn(2, 16, 48), torch.from_numpy(pooling_matrix(4, 2))
+    expected = model.projector(tokens, pooling, places)
+    relevance = torch.rand(4, 4)
+    box = torch.tensor([3.0, 5.0, 1003.0, 1005.0])
+    windows = model.psc.select(relevance, box)
+    model.half()
+    got = model.projector(tokens.half(), pooling.half(), places).float()
+    assert (got - expected).abs().max() / expected.abs().max() < 3e-3
+    for a, b in zip(windows, model.psc.select(relevance, box), strict=True):
+        assert torch.equal(a, b)
