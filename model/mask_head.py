@@ -6,6 +6,8 @@ Source: Segment Anything (arXiv 2304.02643), section "Lightweight mask decoder";
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.q, self.k, self.v = (nn.Linear(dim, inner) for _ in range(3))
         self.out = nn.Linear(inner, dim)
-        self.attend = F.scaled_dot_product_attention
+        self.attend: Callable[..., Tensor] = F.scaled_dot_product_attention
         """Training on CPUs puts a faster form here (`geomag_edge.model.train.attention`)."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -86,7 +86,9 @@ class TrainConfig:
 
 
 def _stage(value: dict[str, Any]) -> Stage:
-    budgets = {k: v if k == "max_tokens" else tuple(v) for k, v in value.get("budgets", {}).items()}
+    budgets: dict[str, Any] = {
+        k: v if k == "max_tokens" else tuple(v) for k, v in value.get("budgets", {}).items()
+    }
     parts: dict[str, Any] = {
         "losses": LossWeights(**value["losses"]),
         "crops": CropMix(**value.get("crops", {})),

@@ -126,12 +126,13 @@ def crop_near(
     cell = float(whole[2] - whole[0]) / grid
     rows = visit.subjects[question]
     targets = [t for t in visit.questions[question].targets if rng.random() < 0.8]
-    pool = np.array(targets) if targets else np.flatnonzero(rows) if rows is not None else []
+    if not targets and rows is not None:
+        targets = np.flatnonzero(rows).tolist()
     side = float(rng.choice(np.asarray(sides))) * cell
     if rng.random() < 0.25:
         side = float(np.exp(rng.uniform(np.log(cell), np.log(grid / 2 * cell))))
-    if len(pool):
-        x0, y0, x1, y1 = scene.boxes[int(rng.choice(pool))].tolist()
+    if targets:
+        x0, y0, x1, y1 = scene.boxes[int(rng.choice(targets))].tolist()
         x, y = rng.uniform(x0, x1), rng.uniform(y0, y1)
         while side < max(x1 - x0, y1 - y0) and side < grid / 2 * cell:
             side *= 2

@@ -90,8 +90,8 @@ def pack(scenes: list[list[Turn]], seg_token_id: int, pad_id: int = 0) -> Packed
                 if text[i] == seg_token_id:
                     seg[-1].append((q, at + i))
             at += count
-    tensors = (torch.from_numpy(x) for x in (ids, labels, weights, segment, place))
-    return Packed(*tensors, seg=seg)
+    t = torch.from_numpy
+    return Packed(t(ids), t(labels), t(weights), t(segment), t(place), seg)
 
 
 DIGIT_WEIGHTS = (1.5, 1.0, 0.25)

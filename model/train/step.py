@@ -205,9 +205,12 @@ class Trainee:
         if pixels.shape[-1] != wanted.shape[-1]:
             pixels = F.interpolate(pixels.float(), size=wanted.shape[-2:], mode="bilinear")
         return losses.pixel_loss(pixels, wanted) + losses.patch_loss(
-            patches, *(torch.from_numpy(x) for x in (np.stack(hot), np.stack(counts))),
-            torch.from_numpy(np.concatenate(places)), torch.from_numpy(np.concatenate(at)),
-        )  # fmt: skip
+            patches,
+            torch.from_numpy(np.stack(hot)),
+            torch.from_numpy(np.stack(counts)),
+            torch.from_numpy(np.concatenate(places)),
+            torch.from_numpy(np.concatenate(at)),
+        )
 
     def _speak(
         self, visits: list[data.Visit], boxes: F32, tokens: Tensor, budget: TokenBudget
