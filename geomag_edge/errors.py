@@ -33,6 +33,10 @@ class BudgetError(InputError):
     """A token budget is malformed or larger than the model allows."""
 
 
+class DatasetError(InputError):
+    """An evaluation or calibration set, or a report made from one, is empty, wrong or incomplete."""
+
+
 class CheckpointError(InputError):
     """A checkpoint is missing, incomplete, not safetensors, or of an unsupported family."""
 

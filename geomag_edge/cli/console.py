@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from geomag_edge.errors import MissingExtraError
+
+LOG_EVERY_S = 10.0
 
 
 def print_json(data: Any) -> None:
@@ -56,6 +59,36 @@ def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
         def advance(step: str) -> None:
             bar.set_postfix_str(step, refresh=False)
             bar.update(1)
+
+        yield advance
+
+
+@contextmanager
+def counted(total: int | None, title: str, unit: str) -> Iterator[Callable[[str], None]]:
+    """A progress bar over many like things, each named as its work starts.
+
+    Where stderr is not a terminal: a line now and then, so that a log stays short.
+    """
+    done, shown = 0, time.monotonic()
+    of = "" if total is None else f" of {total}"
+
+    def line(name: str) -> None:
+        nonlocal done, shown
+        if time.monotonic() - shown >= LOG_EVERY_S:
+            print(f"{title}: {done}{of} {unit}s done", file=sys.stderr, flush=True)
+            shown = time.monotonic()
+        done += 1
+
+    if not sys.stderr.isatty():
+        yield line
+        return
+    with tqdm(total=total, desc=title, unit=unit, leave=False, file=sys.stderr) as bar:
+
+        def advance(name: str) -> None:
+            nonlocal done
+            bar.set_postfix_str(name, refresh=False)
+            bar.update(min(done, 1))  # a name says that the one before is done
+            done += 1
 
         yield advance
 

@@ -9,10 +9,20 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from geomag_edge import __version__
-from geomag_edge.cli import compose, doctor, export, inspect, quickstart, run, verify
+from geomag_edge.cli import (
+    compose,
+    doctor,
+    eval,
+    export,
+    inspect,
+    quickstart,
+    run,
+    scenes,
+    verify,
+)
 from geomag_edge.errors import GeoMagError
 
-COMMANDS = (quickstart, export, compose, run, verify, inspect, doctor)
+COMMANDS = (quickstart, export, compose, scenes, run, verify, eval, inspect, doctor)
 
 
 class Parser(argparse.ArgumentParser):

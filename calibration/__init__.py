@@ -1,0 +1,30 @@
+"""Sets of images, prompts and answers, and what a bundle's answers are worth on them.
+
+from geomag_edge.calibration import compare, evaluate, open_dataset
+
+report = evaluate(pipe, open_dataset("scenes:1:60"))
+report["mIoU"].value, report["mIoU", "size: <16 px"].low
+compare(report, other)["mIoU"].high
+
+docs/DATA.md describes the sets and the metrics. Nothing here needs torch.
+"""
+
+from .compare import Comparison, Difference, compare
+from .datasets import Dataset, Item, Picture, open_dataset
+from .evaluate import evaluate
+from .report import Estimate, Report, read_report, write_report
+
+__all__ = [
+    "Comparison",
+    "Dataset",
+    "Difference",
+    "Estimate",
+    "Item",
+    "Picture",
+    "Report",
+    "compare",
+    "evaluate",
+    "open_dataset",
+    "read_report",
+    "write_report",
+]

@@ -1,0 +1,149 @@
+"""Measure a bundle's answers on a set: masks, boxes, words, router, visual tokens."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geomag_edge.cli.console import counted, print_json, table
+from geomag_edge.cli.run import add_engine_arguments, positive
+
+if TYPE_CHECKING:
+    from geomag_edge.calibration import Comparison, Dataset, Report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `eval`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument(
+        "--data", required=True, metavar="SET",
+        help="scenes:SEED:COUNT[:SIZE] renders scenes that no training has seen; or a folder with "
+        "images/, masks/ and questions.jsonl (docs/DATA.md)",
+    )  # fmt: skip
+    add_engine_arguments(parser)
+    parser.add_argument(
+        "--budget", metavar="B",
+        help="the same tokens for every question: a level, G+KxC (12+4x8), Nt (200t), or a grid "
+        "alone (16), which turns PSC off; default: what the model's router asks for",
+    )  # fmt: skip
+    parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
+    parser.add_argument(
+        "--compare", type=Path, metavar="OTHER",
+        help="a bundle, asked with the same settings, or the report of an earlier run; prints "
+        "this minus OTHER",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="REPORT", help="write the JSON report here"
+    )
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Evaluates, compares, prints, writes."""
+    from geomag_edge.calibration import compare, open_dataset, read_report, write_report
+    from geomag_edge.calibration.report import check_place
+    from geomag_edge.manifest import Bundle
+
+    if args.output:
+        check_place(args.output)
+    bundle, other = Bundle.open(args.bundle), None
+    if args.compare:
+        other = Bundle.open(args.compare) if args.compare.is_dir() else read_report(args.compare)
+    with counted(None, "check", "picture") as progress:
+        dataset = open_dataset(args.data, args.limit, progress)
+    report = _ask(bundle, dataset, args, "eval")
+    if isinstance(other, Bundle):
+        other = _ask(other, dataset, args, "eval of the other")
+    comparison = compare(report, other) if other is not None else None
+    data = report.to_json()
+    if comparison:
+        data["comparison"] = comparison.to_json()
+    if args.output:
+        write_report(args.output, data)
+    if args.json:
+        print_json(data)
+        return
+    print(report_text(report))
+    if comparison:
+        print("\n" + comparison_text(comparison))
+    if args.output:
+        print(f"\nreport written to {args.output}")
+
+
+def _ask(bundle: Any, dataset: Dataset, args: argparse.Namespace, title: str) -> Report:
+    from geomag_edge.calibration import evaluate
+    from geomag_edge.runtime.pipeline import Pipeline
+
+    with (
+        Pipeline.load(bundle, args.engine, args.precision, args.threads, args.checkpoint) as pipe,
+        counted(len(dataset), title, "picture") as progress,
+    ):
+        return evaluate(pipe, dataset, args.budget, args.max_new_tokens, progress)
+
+
+def report_text(report: Report) -> str:
+    """A report as tables: every metric with its interval, then every group."""
+    from geomag_edge.calibration.records import ALL, group_order
+
+    pictures = len({r.picture for r in report.records})
+    providers = ", ".join(sorted(set(report.providers.values())))
+    lines = [
+        f"set       {report.dataset}: {pictures} pictures, {len(report.records)} questions",
+        f"bundle    {report.bundle} on {report.engine} {report.precision} ({providers})",
+        f"budget    {report.budget or 'as routed'}",
+    ]
+    if report.untrained:
+        lines.append(f"UNTRAINED {', '.join(report.untrained)}: these numbers mean nothing yet")
+    every = [e for e in report.estimates if e.group == ALL]
+    rows = [
+        (e.metric, _number(e.metric, e.value), _interval(e.metric, e.low, e.high), e.questions)
+        for e in every
+    ]
+    lines += ["", table(("metric", "value", "95 % interval", "questions"), rows), ""]
+    metrics = [e.metric for e in every]
+    cells = {(e.metric, e.group): _number(e.metric, e.value) for e in report.estimates}
+    counts: dict[str, int] = {}
+    for e in report.estimates:
+        counts[e.group] = max(counts.get(e.group, 0), e.questions)
+    groups = sorted((g for g in counts if g != ALL), key=group_order)
+    grid = [(g, counts[g], *(cells.get((m, g), "-") for m in metrics)) for g in groups]
+    lines += [table(("group", "questions", *metrics), grid), ""]
+    times = ", ".join(f"{stage} {ms:.1f}" for stage, ms in report.latency_ms.items())
+    lines.append(f"median ms  {times} (views shared by a picture's questions)")
+    return "\n".join(lines)
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """A comparison as a table of what differs, whole set and sizes."""
+    from geomag_edge.calibration.records import ALL
+
+    rows = [
+        (d.metric if d.group == ALL else f"  {d.group}", _number(d.metric, d.value),
+         _number(d.metric, d.other), _number(d.metric, d.difference, "+"),
+         _interval(d.metric, d.low, d.high, "+"), d.questions)
+        for d in comparison.differences
+        if d.group == ALL or (d.group.startswith("size") and d.metric in ("mIoU", "box IoU@0.5"))
+    ]  # fmt: skip
+    head = ("metric", "this", "other", "difference", "95 % interval", "questions")
+    return "\n".join(
+        [
+            f"this      {comparison.report}",
+            f"other     {comparison.other}",
+            f"answers   {comparison.identical:.1%} of {comparison.questions} identical",
+            "",
+            table(head, rows),
+        ]
+    )
+
+
+def _number(metric: str, value: float | None, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    return format(value, f"{sign}.{1 if metric == 'visual tokens' else 3}f")
+
+
+def _interval(metric: str, low: float | None, high: float | None, sign: str = "") -> str:
+    if low is None or high is None:
+        return "-"
+    return f"{_number(metric, low, sign)} .. {_number(metric, high, sign)}"
