@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,19 @@ _NUMPY = {
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
+
+
+@functools.cache
+def _share_arena() -> None:
+    """One arena for all graphs, grown by what is asked for.
+
+    By default every session keeps its own and grows it in powers of two, which on the `base`
+    chain held 170 MB more for the same speed.
+    """
+    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
+    as_requested = ort.OrtArenaCfg({"arena_extend_strategy": 1})
+    ort.create_and_register_allocator(memory, as_requested)
 
 
 class OrtEngine:
@@ -47,7 +61,9 @@ class OrtSession:
         threads: int | None = None,
         providers: tuple[str, ...] = ("CPUExecutionProvider",),
     ):
+        _share_arena()
         options = ort.SessionOptions()
+        options.add_session_config_entry("session.use_env_allocators", "1")
         options.log_severity_level = 3  # warnings about shapes would drown the one-line errors
         if threads:
             options.intra_op_num_threads = threads
