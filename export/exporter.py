@@ -81,7 +81,8 @@ def export_bundle(
 
         folder = stage / "onnx" / dtype
         folder.mkdir(parents=True)
-        _export_graphs(model.to(DTYPES[dtype]), folder, opset, progress)
+        _cast_weights(model, DTYPES[dtype])
+        _export_graphs(model, folder, opset, progress)
         del model
         gc.collect()  # the exporter leaves cycles that keep the whole checkpoint mapped
         manifest.graphs[dtype] = {
@@ -97,6 +98,15 @@ def export_bundle(
             raise ParityError(f"parity failed, nothing was written: {report.first_drift}")
         progress("writing the bundle")
     return report
+
+
+def _cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Weights in the graphs' precision; tables such as the rotary frequencies stay float32.
+
+    A half-precision frequency times a late position is an angle that is off by radians.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _export_graphs(

@@ -6,9 +6,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 
 from geomag_edge.cpp_ext import psc_crop
 from geomag_edge.cpp_ext.onnx_op import inline_psc_crop
+from geomag_edge.export import exporter
 from geomag_edge.graphs import TOLERANCES
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.pipeline import Pipeline
@@ -169,6 +171,25 @@ def test_half_precision_stays_within_its_tolerance(exported):
     assert max(d.relative for d in made.report.graphs) <= tolerance.relative
     drifts = {d.output: d.relative for d in made.report.graphs}
     assert drifts["logits"] > 1e-5  # it really ran in half precision
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_takes_the_weights_and_leaves_tables_such_as_rotary_frequencies(
+    make_model, family
+):
+    model, whole = make_model(family), make_model(family)
+    exporter._cast_weights(model, torch.float16)
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+    tables = dict(whole.named_buffers())
+    assert "language_model.model.rotary_emb.inv_freq" in tables
+    for name, table in model.named_buffers():
+        assert torch.equal(table, tables[name])
+
+    late = torch.tensor([[500]])
+    places = torch.zeros(1, 1, 48)
+    rotary, truth = (m.language_model.model.rotary_emb for m in (model, whole))
+    for got, expected in zip(rotary(places.half(), late), truth(places, late), strict=True):
+        torch.testing.assert_close(got.float(), expected, rtol=0, atol=1e-3)
 
 
 def test_half_precision_graphs_are_half_throughout_and_answer(exported, picture):
