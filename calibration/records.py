@@ -72,6 +72,8 @@ class Record:
                 value = getattr(made, field.name)
                 if not isinstance(value, _KINDS[str(field.type)]):
                     raise TypeError(f"{field.name} is {value!r}")
+            if made.level not in LEVELS:
+                raise TypeError(f"level is {made.level!r}")
         except TypeError as e:
             raise DatasetError(f"a record is damaged: {e}") from e
         return made
