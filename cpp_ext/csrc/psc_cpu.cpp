@@ -32,17 +32,24 @@ using psc::u8;
 namespace {
 
 const int BLOCK_ROWS = 16;          // input rows summed per pass: as many streams as a CPU tracks
+const int LINE_ROWS = 4;             // rows from which integer sums pay
 const i64 STRIP_PIXELS = 16384;      // input columns in scratch at a time
 const i64 STRIP_OUTPUTS = 1024;      // output columns in scratch at a time
 const i64 STAGE_PIXELS = 512;        // input columns gathered at a time from odd layouts
 const double WORK_PER_THREAD = 4e6;  // in units of work_of, about 0.2 ms
 const int CHUNK_MAX = 64;            // most bytes that one step of the widest loop reads
 
+// Weights that lie on a line over a block's rows: row r weighs start + (r + 1) * step.
+struct Line {
+  float start, step;
+};
+
 // Up to BLOCK_ROWS input rows and their weights in the current output row and the next.
 struct Block {
   const u8* rows[BLOCK_ROWS];
   float now[BLOCK_ROWS];
   float later[BLOCK_ROWS];
+  Line now_line, later_line;
   int n_rows;
   i64 ahead;  // distance to the row that the next block has in the same place, for prefetching
   bool fresh_current;
@@ -68,6 +75,7 @@ struct Loops {
   int lanes;
   void (*accumulate_pair)(const Block&, i64 chunks, float* current, float* next);
   void (*accumulate_one)(const Block&, i64 chunks, float* current, float* next);
+  void (*accumulate_lines)(const Block&, i64 chunks, float* current, float* next);
   void (*reduce_pitch_3)(const float* row, const int* starts, const float* weights, i64 outputs,
                          i64 taps, const Normal& normal, float* r, float* g, float* b);
   void (*reduce_pitch_4)(const float* row, const int* starts, const float* weights, i64 outputs,
@@ -96,6 +104,19 @@ static inline Lanes load_bytes(const u8* at) {
   const __m128i bytes = _mm_loadu_si128((const __m128i*)at);
   return (Lanes)_mm512_maskz_cvtepi32_ps(all, _mm512_maskz_cvtepu8_epi32(all, bytes));
 }
+typedef u16 Words __attribute__((vector_size(64)));
+static inline Words load_words(const u8* at) {
+  return (Words)_mm512_maskz_cvtepu8_epi16(0xffffffff, _mm256_loadu_si256((const __m256i*)at));
+}
+static inline Lanes word_floats(__m256i words) {
+  return (Lanes)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, words));
+}
+static inline Lanes low_floats(Words w) {
+  return word_floats(_mm512_maskz_extracti64x4_epi64(0xf, (__m512i)w, 0));
+}
+static inline Lanes high_floats(Words w) {
+  return word_floats(_mm512_maskz_extracti64x4_epi64(0xf, (__m512i)w, 1));
+}
 static inline void store_half(u16* at, Lanes v) {
   _mm256_storeu_si256((__m256i*)at, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, 0));
 }
@@ -112,6 +133,16 @@ typedef float Lanes __attribute__((vector_size(32)));
 static inline Lanes load_bytes(const u8* at) {
   return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)at)));
 }
+typedef u16 Words __attribute__((vector_size(32)));
+static inline Words load_words(const u8* at) {
+  return (Words)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)at));
+}
+static inline Lanes low_floats(Words w) {
+  return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_castsi256_si128((__m256i)w)));
+}
+static inline Lanes high_floats(Words w) {
+  return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_extracti128_si256((__m256i)w, 1)));
+}
 static inline void store_half(u16* at, Lanes v) {
   _mm_storeu_si128((__m128i*)at, _mm256_cvtps_ph((__m256)v, 0));
 }
@@ -123,6 +154,7 @@ PSC_TARGET_END
 namespace baseline {
 const int LANES = 4;
 typedef float Lanes __attribute__((vector_size(16)));
+typedef u16 Words __attribute__((vector_size(16)));
 #if defined(__x86_64__)
 static inline Lanes load_bytes(const u8* at) {
   int four;
@@ -131,6 +163,15 @@ static inline Lanes load_bytes(const u8* at) {
   const __m128i words = _mm_unpacklo_epi8(_mm_cvtsi32_si128(four), zero);
   return (Lanes)_mm_cvtepi32_ps(_mm_unpacklo_epi16(words, zero));
 }
+static inline Words load_words(const u8* at) {
+  return (Words)_mm_unpacklo_epi8(_mm_loadl_epi64((const __m128i*)at), _mm_setzero_si128());
+}
+static inline Lanes low_floats(Words w) {
+  return (Lanes)_mm_cvtepi32_ps(_mm_unpacklo_epi16((__m128i)w, _mm_setzero_si128()));
+}
+static inline Lanes high_floats(Words w) {
+  return (Lanes)_mm_cvtepi32_ps(_mm_unpackhi_epi16((__m128i)w, _mm_setzero_si128()));
+}
 #elif defined(__aarch64__)
 static inline Lanes load_bytes(const u8* at) {
   uint32_t four;
@@ -138,12 +179,28 @@ static inline Lanes load_bytes(const u8* at) {
   const uint16x8_t words = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
   return (Lanes)vcvtq_f32_u32(vmovl_u16(vget_low_u16(words)));
 }
+static inline Words load_words(const u8* at) { return (Words)vmovl_u8(vld1_u8(at)); }
+static inline Lanes low_floats(Words w) {
+  return (Lanes)vcvtq_f32_u32(vmovl_u16(vget_low_u16((uint16x8_t)w)));
+}
+static inline Lanes high_floats(Words w) {
+  return (Lanes)vcvtq_f32_u32(vmovl_u16(vget_high_u16((uint16x8_t)w)));
+}
 static inline void store_half(u16* at, Lanes v) {
   vst1_u16(at, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
 }
 #else
 static inline Lanes load_bytes(const u8* at) {
   return Lanes{(float)at[0], (float)at[1], (float)at[2], (float)at[3]};
+}
+static inline Words load_words(const u8* at) {
+  return Words{at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7]};
+}
+static inline Lanes low_floats(Words w) {
+  return Lanes{(float)w[0], (float)w[1], (float)w[2], (float)w[3]};
+}
+static inline Lanes high_floats(Words w) {
+  return Lanes{(float)w[4], (float)w[5], (float)w[6], (float)w[7]};
 }
 #endif
 #if !defined(__aarch64__)
@@ -300,7 +357,9 @@ void add_rows(const Job& job, Block& block, i64 y, i64 begin, i64 pixels, bool p
               Scratch& scratch) {
   const Image& image = job.image;
   const int chunk = 4 * job.loops->lanes;
-  const auto accumulate = pair ? job.loops->accumulate_pair : job.loops->accumulate_one;
+  const auto accumulate = !pair                        ? job.loops->accumulate_one
+                          : block.n_rows < LINE_ROWS ? job.loops->accumulate_pair
+                                                     : job.loops->accumulate_lines;
   float* current = scratch.current.data();
   float* next = scratch.next.data();
   u8* stage = scratch.stage.data();
@@ -369,6 +428,13 @@ void finish_row(const Job& job, i64 index, i64 s, const Strip& strip, Scratch& s
   }
 }
 
+// The line of the weights of rows first, first + 1, ..., all on one side of the taps' centre.
+Line line_of(const Taps& taps, i64 first, bool rising) {
+  const float step = (rising ? taps.slope : -taps.slope) * taps.gain;
+  const float distance = rising ? taps.offset - (float)first : (float)first - taps.offset;
+  return Line{(1.0f - distance * taps.slope) * taps.gain - step, step};
+}
+
 // Output rows [from, to) of one strip.
 void run_strip(const Job& job, i64 index, const Window& w, i64 strip_index, i64 from, i64 to,
                Scratch& scratch) {
@@ -391,13 +457,21 @@ void run_strip(const Job& job, i64 index, const Window& w, i64 strip_index, i64 
     bool fresh_next = true;
     while (y < taps.end) {
       Block block;
-      block.n_rows = (int)(taps.end - y < BLOCK_ROWS ? taps.end - y : BLOCK_ROWS);
+      // A block stays on one side of the current row's centre: there its weights are on a line.
+      const bool rising = (float)(y - taps.begin) < taps.offset;
+      i64 stop = taps.end;
+      if (pair && rising) stop = taps.begin + (i64)taps.offset + 1;
+      if (stop > taps.end) stop = taps.end;
+      block.n_rows = (int)(stop - y < BLOCK_ROWS ? stop - y : BLOCK_ROWS);
       block.fresh_current = fresh_current;
       block.fresh_next = fresh_next;
       for (int r = 0; r < block.n_rows; ++r) {
         block.now[r] = psc::weight(taps, y + r - taps.begin);
         block.later[r] = psc::weight(after, y + r - after.begin);
       }
+      block.now_line = line_of(taps, y - taps.begin, rising);
+      // Rows above the current centre are beyond the next row's reach.
+      block.later_line = rising ? Line{0.0f, 0.0f} : line_of(after, y - after.begin, true);
       add_rows(job, block, y, strip.begin, strip.pixels, pair, scratch);
       fresh_current = fresh_next = false;
       y += block.n_rows;

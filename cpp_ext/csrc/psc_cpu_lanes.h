@@ -1,7 +1,9 @@
 // The CPU kernel's inner loops, written once and included once per instruction set.
 //
 // The includer opens a namespace, sets the compiler's target, and gives LANES,
-// `Lanes load_bytes(const u8*)` (LANES bytes widened to floats) and `store_half(u16*, Lanes)`.
+// `Lanes load_bytes(const u8*)` (LANES bytes widened to floats), `Words load_words(const u8*)`
+// (2 * LANES bytes widened to 16 bits), `low_floats` and `high_floats` (a half of those as floats),
+// and `store_half(u16*, Lanes)`.
 // No include guard: on purpose.
 
 typedef float FourAnywhere __attribute__((vector_size(16), aligned(4), may_alias));
@@ -38,6 +40,37 @@ static void accumulate(const Block& block, i64 chunks, float* current, float* ne
         to = next + x + q * LANES;
         store_floats(to, block.fresh_next ? b[q] : load_floats(to) + b[q]);
       }
+    }
+  }
+}
+
+// The same for blocks of several rows, in exact integers. Between two output rows' centres both
+// weights are straight lines over the input rows, so two sums a byte are enough: of the values, and
+// of the values times the row's number in the block. Row numbers take no multiplication: from the
+// last row to the first, the sum of the running sums counts row r exactly r + 1 times. 16 bits
+// hold both sums (255 * 16 * 17 / 2 < 65536), so a register takes twice as many bytes.
+static void accumulate_lines(const Block& block, i64 chunks, float* current, float* next) {
+  const Line now = block.now_line, later = block.later_line;
+  for (i64 x = 0; x < chunks * 4 * LANES; x += 4 * LANES) {
+    Words sum0 = {}, sum1 = {}, ramp0 = {}, ramp1 = {};
+    for (int r = block.n_rows - 1; r >= 0; --r) {
+      const u8* at = block.rows[r] + x;
+      __builtin_prefetch(at + block.ahead);
+      sum0 += load_words(at);
+      sum1 += load_words(at + 2 * LANES);
+      ramp0 += sum0;
+      ramp1 += sum1;
+    }
+    const Lanes sums[4] = {low_floats(sum0), high_floats(sum0), low_floats(sum1), high_floats(sum1)};
+    const Lanes ramps[4] = {low_floats(ramp0), high_floats(ramp0), low_floats(ramp1),
+                            high_floats(ramp1)};
+    for (int q = 0; q < 4; ++q) {
+      const Lanes a = sums[q] * now.start + ramps[q] * now.step;
+      const Lanes b = sums[q] * later.start + ramps[q] * later.step;
+      float* to = current + x + q * LANES;
+      store_floats(to, block.fresh_current ? a : load_floats(to) + a);
+      to = next + x + q * LANES;
+      store_floats(to, block.fresh_next ? b : load_floats(to) + b);
     }
   }
 }
@@ -98,5 +131,5 @@ static void to_half(const float* values, i64 count, u16* out) {
   for (; j < count; ++j) out[j] = half_bits(values[j]);
 }
 
-static const Loops loops = {LANES,     accumulate<true>, accumulate<false>,
+static const Loops loops = {LANES,     accumulate<true>, accumulate<false>, accumulate_lines,
                             reduce<3>, reduce<4>,        to_half};
