@@ -55,6 +55,8 @@ GOALS = {
     ("one 336 px window", "torch"): 1.5,
 }
 READ_GOAL = ("one 4000 px window", 0.6)
+# Rows side by side and bytes prefetched: row by row as the processor likes it, and as crops read.
+READERS = {"read by rows": (1, 0), "read by 16 rows": (16, 1024)}
 
 Views = NDArray[np.float32]
 Peer = Callable[[NDArray[np.float32]], Views]
@@ -221,6 +223,16 @@ print(max(peaks))
 """
 
 
+def read_windows(
+    image: NDArray[np.uint8], boxes: list[Any], threads: int, how: tuple[int, int]
+) -> None:
+    """Read the windows' bytes and nothing else."""
+    library = cpu_library()
+    assert library is not None  # the caller looked
+    for box in boxes:
+        read_window(library, image, box, threads, *how)
+
+
 def scratch_kib() -> float | None:
     """Peak memory of one thread beyond input and output, in KiB; None off Linux.
 
@@ -289,9 +301,8 @@ def measure(threads: int, rounds: int) -> dict[str, Any]:
         n_bytes = int(3 * np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).sum())
         if library is not None:
             whole = [tuple(box) for box in boxes.astype(int).tolist()]
-            runs["read only"] = lambda whole=whole: [  # type: ignore[misc]
-                read_window(library, image, box, threads) for box in whole
-            ]
+            for reader, how in READERS.items():
+                runs[reader] = partial(read_windows, image, whole, threads, how)
         times = time_case(runs, rounds)
         base = times["psc_crop"]["median_ms"]
         report["cases"][name] = {
@@ -313,7 +324,9 @@ def goals(report: dict[str, Any]) -> list[dict[str, Any]]:
         measured = report["cases"][case]["speedup"].get(peer)
         rows.append({"case": case, "against": peer, "goal": wanted, "measured": measured})
     case, wanted = READ_GOAL
-    share = report["cases"][case]["speedup"].get("read only")
+    speedups = report["cases"][case]["speedup"]
+    # The faster reader is the machine's bandwidth.
+    share = min((speedups[reader] for reader in READERS if reader in speedups), default=None)
     rows.append({"case": case, "against": "read bandwidth", "goal": wanted, "measured": share})
     rows.append(
         {"case": "exactness (std)", "goal": 1e-4, "measured": max(report["error_std"].values())}
@@ -357,9 +370,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         lines.append(f"| {row['case']} | {row.get('against', '')} | {row['goal']:g} | {measured} |")
     lines += [
         "",
-        "`read only` reads the same bytes with the same threads and does nothing with them: the "
-        "roofline. Below 1x, PscCrop takes longer than reading alone; above, its prefetching beats "
-        "a plain loop.",
+        "The `read` rows read the same bytes with the same threads and do nothing with them: the "
+        "roofline, of which the faster one counts. At 0.6x, PscCrop runs at 60 % of it.",
         "",
     ]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from geomag_edge.errors import BoxError, ImageError, InputError
 
+_FARTHEST = 1e38  # px; float32 ends at 3.4e38
 OUTPUT_DTYPES = ("float32", "float16")
 
 
@@ -45,17 +46,17 @@ def checked_boxes(boxes: Any) -> NDArray[np.float32]:
         raise BoxError(
             f"boxes have shape {list(array.shape)}; expected [K, 4]: x0, y0, x1, y1 in pixels"
         )
-    with np.errstate(over="ignore", invalid="ignore"):
-        sides = array[:, 2:] - array[:, :2]  # [K, 2], float32 as the kernels compute them
-    finite = np.isfinite(array).all(axis=1) & np.isfinite(sides).all(axis=1)
-    if not finite.all():
-        raise BoxError(_first_bad(array, ~finite, "is not finite"))
+    # Not NaN, and no farther out than lets a side be finite in float32, as the kernels compute it.
+    near = np.abs(array) < _FARTHEST
+    if not near.all():
+        raise BoxError(_first_bad(array, ~near.all(axis=1), "is not finite or beyond 1e38 px"))
+    sides = array[:, 2:] - array[:, :2]  # [K, 2], float32
+    if (sides > 0).all():
+        return array
     if (sides < 0).any():
         raise BoxError(_first_bad(array, (sides < 0).any(axis=1), "is inverted; x0<x1, y0<y1"))
-    if (sides == 0).any():
-        reason = "is empty (in float32); it needs x0 < x1 and y0 < y1"
-        raise BoxError(_first_bad(array, (sides == 0).any(axis=1), reason))
-    return array
+    reason = "is empty (in float32); it needs x0 < x1 and y0 < y1"
+    raise BoxError(_first_bad(array, (sides == 0).any(axis=1), reason))
 
 
 def checked_mean_std(mean_std: Any) -> NDArray[np.float32]:
@@ -109,7 +110,9 @@ def _as_float32(value: Any, name: str, error: type[InputError]) -> NDArray[np.fl
         raise error(f"{name} is not a rectangular array: {cause}") from cause
     if array.dtype.kind not in "fiu":
         raise error(f"{name} has dtype {array.dtype}; expected float32")
-    with np.errstate(over="ignore"):
+    if array.dtype == np.float32:
+        return np.ascontiguousarray(array)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
         return np.ascontiguousarray(array, np.float32)
 
 

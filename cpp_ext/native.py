@@ -41,7 +41,9 @@ def cpu_library() -> ctypes.CDLL | None:
             library.geomag_psc_crop_cpu.argtypes = _SIGNATURE
             library.geomag_psc_crop_cpu.restype = ctypes.c_int
             library.geomag_psc_simd.restype = ctypes.c_char_p
-            library.geomag_psc_read.argtypes = [ctypes.c_void_p, _i64, _i64, _i64, ctypes.c_int]
+            library.geomag_psc_read.argtypes = [
+                *(ctypes.c_void_p, _i64, _i64, _i64, ctypes.c_int, ctypes.c_int, _i64)
+            ]
             library.geomag_psc_read.restype = ctypes.c_uint64
             return library
     return None
@@ -82,8 +84,13 @@ def run_cpu(
 
 
 def read_window(
-    library: ctypes.CDLL, image: NDArray[np.uint8], box: tuple[int, int, int, int], threads: int
-) -> int:
+    library: ctypes.CDLL,
+    image: NDArray[np.uint8],
+    box: tuple[int, int, int, int],
+    threads: int,
+    rows_at_once: int = 1,
+    ahead_bytes: int = 0,
+) -> None:
     """Read every byte of a window and do nothing with it: the roofline of a crop.
 
     Args:
@@ -91,12 +98,10 @@ def read_window(
         image: uint8 [H, W, 3], interleaved.
         box: x0, y0, x1, y1, whole pixels inside the image.
         threads: threads to use.
-
-    Returns:
-        The bytes read (whole pieces of 128 bytes a row).
+        rows_at_once: rows read side by side.
+        ahead_bytes: how far ahead to prefetch in each row; 0 to leave it to the processor.
     """
     x0, y0, x1, y1 = box
-    row_bytes = 3 * (x1 - x0) // 128 * 128
     first = image.ctypes.data + y0 * image.strides[0] + 3 * x0
-    library.geomag_psc_read(first, y1 - y0, row_bytes, image.strides[0], threads)
-    return row_bytes * (y1 - y0)
+    shape = (y1 - y0, 3 * (x1 - x0), image.strides[0])
+    library.geomag_psc_read(first, *shape, threads, rows_at_once, ahead_bytes)

@@ -622,21 +622,27 @@ const char* geomag_psc_simd(void) {
 }
 
 // Reads every byte of a window and keeps nothing: the roofline that the benchmark compares with.
-// Same threads and same memory as a crop, no arithmetic worth the name. The result only keeps the
-// compiler from dropping the loads.
-unsigned long long geomag_psc_read(const u8* first, i64 rows, i64 bytes, i64 row, int threads) {
+// Same threads and same memory as a crop, no arithmetic worth the name. `rows_at_once` rows are
+// read side by side, each fetched `ahead` bytes early (0: left to the processor). The result only
+// keeps the compiler from dropping the loads.
+unsigned long long geomag_psc_read(const u8* first, i64 rows, i64 bytes, i64 row, int threads,
+                                   int rows_at_once, i64 ahead) {
   std::atomic<unsigned long long> total(0);
   const auto read_band = [&](i64 from, i64 to) {
-    unsigned long long folded[16] = {};
-    for (i64 y = from; y < to; ++y) {
-      const u8* at = first + y * row;
-      for (i64 x = 0; x + 128 <= bytes; x += 128) {
-        unsigned long long words[16];
-        memcpy(words, at + x, 128);
-        for (int i = 0; i < 16; ++i) folded[i] ^= words[i];
+    unsigned long long folded[8] = {};
+    for (i64 y = from; y < to; y += rows_at_once) {
+      const i64 side_by_side = to - y < rows_at_once ? to - y : rows_at_once;
+      for (i64 x = 0; x + 64 <= bytes; x += 64) {
+        for (i64 r = 0; r < side_by_side; ++r) {
+          const u8* at = first + (y + r) * row + x;
+          if (ahead) __builtin_prefetch(at + ahead);
+          unsigned long long words[8];
+          memcpy(words, at, 64);
+          for (int i = 0; i < 8; ++i) folded[i] ^= words[i];
+        }
       }
     }
-    for (int i = 0; i < 16; ++i) total ^= folded[i];
+    for (int i = 0; i < 8; ++i) total ^= folded[i];
   };
   std::vector<std::thread> helpers;
   for (int t = 1; t < threads; ++t) {
