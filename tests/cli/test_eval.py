@@ -65,6 +65,18 @@ def test_another_bundle_is_asked_the_same_and_compared(command, bundle, tmp_path
     assert json.loads((tmp_path / "r.json").read_text())["comparison"]["identical"] == 1.0
 
 
+def test_torch_and_onnx_runtime_get_the_same_numbers(command, bundle, checkpoint_of, reported):
+    code, out, _ = command(
+        "eval", bundle, "--data", SET, "--max-new-tokens", 4, "--engine", "torch",
+        "--checkpoint", checkpoint_of("qwen2-clip"), "--compare", reported, "--json",
+    )  # fmt: skip
+    made = json.loads(out)["comparison"]
+    assert code == 0
+    assert made["identical"] == 1.0
+    for d in made["differences"]:
+        assert d["difference"] is None or abs(d["difference"]) <= 0.001
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
