@@ -111,7 +111,14 @@ def assemble(
     )
     with torch.no_grad():
         model = GeoMagForConditionalGeneration(config)
-        untrained = ["encoder.neck", "psc.router", "psc.relevance", "projector", "mask_head"]
+        untrained = [
+            "encoder.neck",
+            "encoder.detail",
+            "psc.router",
+            "psc.relevance",
+            "projector",
+            "mask_head",
+        ]
         model.encoder.tower.load_state_dict(eye.tower.state_dict())
         model.psc.prompt_tower.tower.load_state_dict(reader.tower.state_dict())
         for part, projection, name in (

@@ -10,6 +10,9 @@ from transformers import CLIPVisionModel, SiglipVisionModel
 from geomag_edge.errors import CheckpointError
 from geomag_edge.model.config import GeoMagConfig
 
+DETAIL_DEPTH = 4
+"""Convolutions of the detail stem; each widens what it sees by half a patch."""
+
 
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of [n, C, h, w], kept whole as one LayerNormalization node."""
@@ -17,6 +20,33 @@ class LayerNorm2d(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """[n, C, h, w] -> the same shape."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class DetailStem(nn.Module):
+    """A small convolution network beside the tower: outlines and small things.
+
+    Transformers learn to see shapes slowly ("Early Convolutions Help Transformers See Better",
+    arXiv 2106.14881). What this adds to the tower's patch embeddings and to the neck starts at
+    zero, so that a pretrained tower is what it was until training finds a use for it.
+    """
+
+    def __init__(self, token_dim: int, feature_dim: int, cell_px: int, depth: int):
+        super().__init__()
+        self.cells = nn.Conv2d(3, feature_dim, cell_px, stride=cell_px)
+        self.norms = nn.ModuleList(LayerNorm2d(feature_dim) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            nn.Conv2d(feature_dim, feature_dim, 3, padding=1) for _ in range(depth)
+        )
+        self.to_tokens = nn.Conv2d(feature_dim, token_dim, 2, stride=2)
+        self.to_neck = nn.Conv2d(feature_dim, feature_dim, 1)
+        self.to_tokens.starts_at_zero = self.to_neck.starts_at_zero = True
+
+    def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """views [n,3,S,S] -> for the tower [n,P,Dv], for the neck [n,Cf,F,F]."""
+        x = self.cells(views)
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            x = x + block(F.gelu(norm(x)))
+        return self.to_tokens(x).flatten(2).transpose(1, 2), self.to_neck(x)
 
 
 class FeatureNeck(nn.Module):
@@ -37,12 +67,12 @@ class FeatureNeck(nn.Module):
         self.fuse = nn.Conv2d(feature_dim, feature_dim, 3, padding=1)
         self.out_norm = LayerNorm2d(feature_dim)
 
-    def forward(self, tokens: Tensor, views: Tensor) -> Tensor:
-        """tokens [n,P,Dv], views [n,3,S,S] -> [n,Cf,F,F]."""
+    def forward(self, tokens: Tensor, views: Tensor, detail: Tensor) -> Tensor:
+        """tokens [n,P,Dv], views [n,3,S,S], detail [n,Cf,F,F] -> [n,Cf,F,F]."""
         n, patches, dim = tokens.shape
         grid = int(patches**0.5)
         grid_map = tokens.transpose(1, 2).reshape(n, dim, grid, grid)
-        mixed = F.gelu(self.norm(self.upscale(grid_map) + self.stem(views)))
+        mixed = F.gelu(self.norm(self.upscale(grid_map) + self.stem(views) + detail))
         return self.out_norm(self.fuse(mixed))
 
 
@@ -66,7 +96,9 @@ class GeoMagEncoder(nn.Module):
                     f"hidden size {dim}, not {embed_dim}"
                 )
             self.projection = nn.Identity()
-        self.neck = FeatureNeck(dim, config.mask["feature_dim"], vision.patch_size)
+        features = config.mask["feature_dim"]
+        self.neck = FeatureNeck(dim, features, vision.patch_size)
+        self.detail = DetailStem(dim, features, vision.patch_size // 2, DETAIL_DEPTH)
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """views [n,3,S,S] -> tokens [n,P,Dv], embeds [n,P,De] (unit length), features [n,Cf,F,F].
@@ -76,8 +108,12 @@ class GeoMagEncoder(nn.Module):
         token, for SigLIP its attention pooling over a single patch.
         """
         hidden = self.tower.embeddings(views)
+        fine, detail = self.detail(views)
         if self.family == "clip_vision_model":
+            hidden = torch.cat([hidden[:, :1], hidden[:, 1:] + fine], dim=1)  # not the class token
             hidden = self.tower.pre_layrnorm(hidden)
+        else:
+            hidden = hidden + fine
         for layer in self.tower.encoder.layers:
             hidden = layer(hidden, attention_mask=None)
         if self.family == "clip_vision_model":
@@ -87,7 +123,7 @@ class GeoMagEncoder(nn.Module):
             tokens = self.tower.post_layernorm(hidden)
             embeds = _pool_each_patch(self.tower.head, tokens)
         embeds = F.normalize(embeds, dim=-1)
-        return tokens, embeds, self.neck(tokens, views)
+        return tokens, embeds, self.neck(tokens, views, detail)
 
 
 def _pool_each_patch(head: nn.Module, tokens: Tensor) -> Tensor:

@@ -48,7 +48,10 @@ class GeoMagForConditionalGeneration(PreTrainedModel):
         answer in the sixth decimal.
         """
         super()._init_weights(module)
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        if getattr(module, "starts_at_zero", False):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             module.reset_parameters()
         elif isinstance(module, WindowSelection):
             module.reset_constants()

@@ -56,6 +56,7 @@ def stream_in_bfloat16(model: GeoMagForConditionalGeneration) -> None:
         return output.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else output
 
     model.encoder.tower.embeddings.register_forward_hook(to_half)
+    model.encoder.detail.to(memory_format=torch.channels_last)
 
 
 def _rms(self: nn.Module, x: Tensor) -> Tensor:

@@ -128,7 +128,9 @@ class Trainee:
             data.view_pixels(v, b, self.mean_std, self.view_px)
             for v, b in zip(visits, boxes, strict=True)
         ]
-        tokens, embeds, features = self.model.encoder(torch.from_numpy(np.concatenate(pixels)))
+        views = torch.from_numpy(np.concatenate(pixels))
+        views = views.contiguous(memory_format=torch.channels_last)
+        tokens, embeds, features = self.model.encoder(views)
         return Encoded(tokens, embeds, features)
 
     def _read(self, visits: list[data.Visit]) -> tuple[Tensor, Tensor]:
