@@ -18,7 +18,7 @@ from geomag_edge.model.inference import answer
 from geomag_edge.model.processor import GeoMagProcessor
 from geomag_edge.prompts import SEG_TOKEN
 from geomag_edge.runtime.chain import Chain, SceneSession
-from geomag_edge.runtime.reference import Call, RecordingEngine, Sample, trimmed
+from geomag_edge.runtime.reference import LLM_CALLS, Call, RecordingEngine, Sample
 from geomag_edge.runtime.scene import Scene
 from geomag_edge.runtime.torch_engine import TorchEngine
 from geomag_edge.runtime.verify import first_difference
@@ -58,7 +58,7 @@ def capture(
     samples = []
     for sample in parity_samples(manifest.view.view_px):
         progress(f"reference at budget {sample.budget}")
-        recording = RecordingEngine(TorchEngine(model))
+        recording = RecordingEngine(TorchEngine(model), LLM_CALLS)
         chain = Chain(recording, manifest, processor.coder)
         with SceneSession(chain, Scene.open(sample.image)) as session:
             result = session.ask(
@@ -75,7 +75,7 @@ def capture(
                 f"{sample.prompt!r}: this is a fault of geomag-edge, please report it"
             )
         sample.calls = [
-            *trimmed(recording.calls),
+            *recording.calls,
             _psc_call(model, processor, recording.calls, sample),
         ]
         sample.token_ids = result.token_ids

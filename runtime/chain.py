@@ -109,7 +109,8 @@ class Chain:
         self.engine, self.manifest, self.coder = engine, manifest, coder
         self.sessions: dict[str, Session] = {}
         try:
-            for graph in CHAIN:
+            # The LLM first: while its weights are packed they are held twice, so nothing else is.
+            for graph in sorted(CHAIN, key=lambda name: name != "llm"):
                 self.sessions[graph] = engine.session(graph)
         except BaseException:
             self.close()

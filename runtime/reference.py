@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,15 +57,28 @@ class Sample:
 
 
 class RecordingEngine:
-    """Passes everything through to another engine and keeps each call in `calls`."""
+    """Passes everything through to another engine and keeps calls in `calls`.
 
-    def __init__(self, inner: Engine):
+    Args:
+        inner: the engine to record.
+        llm_calls: how many of the LLM's calls to keep, and the token embeddings that go with them;
+            None keeps all, which holds the whole cache once for every token.
+    """
+
+    def __init__(self, inner: Engine, llm_calls: int | None = None):
         self.inner, self.name, self.precision = inner, inner.name, inner.precision
         self.calls: list[Call] = []
+        self._llm_calls = llm_calls
 
     def session(self, graph: str) -> Session:
         """A session of the inner engine that records."""
-        return _RecordingSession(self.inner.session(graph), graph, self.calls)
+        return _RecordingSession(self.inner.session(graph), graph, self._keep)
+
+    def _keep(self, call: Call) -> None:
+        made = sum(c.graph == "llm" for c in self.calls)
+        full = self._llm_calls is not None and made >= self._llm_calls
+        if not (full and call.graph in ("llm", "embed")):
+            self.calls.append(call)
 
     def close(self) -> None:
         """Closes the inner engine."""
@@ -73,32 +86,17 @@ class RecordingEngine:
 
 
 class _RecordingSession:
-    def __init__(self, inner: Session, graph: str, calls: list[Call]):
-        self._inner, self._graph, self._calls = inner, graph, calls
+    def __init__(self, inner: Session, graph: str, keep_call: Callable[[Call], None]):
+        self._inner, self._graph, self._keep_call = inner, graph, keep_call
         self.provider = inner.provider
 
     def run(self, feeds: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> dict[str, Any]:
         outputs = self._inner.run(feeds)  # nothing kept: every value is a numpy array
-        inputs = {k: np.array(v) for k, v in feeds.items()}
-        self._calls.append(Call(self._graph, inputs, {k: np.array(v) for k, v in outputs.items()}))
+        self._keep_call(Call(self._graph, dict(feeds), dict(outputs)))
         return outputs
 
     def close(self) -> None:
         self._inner.close()
-
-
-def trimmed(calls: Iterable[Call]) -> list[Call]:
-    """All calls but the LLM's after its first `LLM_CALLS`."""
-    kept, llm = [], 0
-    for call in calls:
-        if call.graph == "llm":
-            llm += 1
-            if llm > LLM_CALLS:
-                continue
-        if call.graph == "embed" and llm > LLM_CALLS - 1:
-            continue
-        kept.append(call)
-    return kept
 
 
 def save_reference(samples: list[Sample], folder: Path) -> None:
