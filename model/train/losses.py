@@ -19,7 +19,7 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     logits = logits.float()
     cls, colour, size = logits.split([PIXEL_CLASSES, logits.shape[1] - PIXEL_CLASSES - 2, 2], 1)
     counts = torch.bincount(labels[:, 0].clamp(min=0).flatten(), minlength=PIXEL_CLASSES).float()
-    weight = (counts.sum() / (counts + 0.002 * counts.sum())).sqrt()
+    weight = (counts.sum() / (counts + 0.001 * counts.sum())).pow(0.7)
     weight = weight / weight[counts > 0].mean()
     losses = [F.cross_entropy(cls, labels[:, 0], weight, ignore_index=OUTSIDE)]
     for part, column in ((colour, 1), (size, 2)):
