@@ -5,6 +5,8 @@ Python headers needed); it is optional: without a compiler the install goes on a
 `geomag_edge.cpp_ext` uses its numpy form.
 """
 
+from glob import glob
+
 from setuptools import Extension, setup
 
 STAGES = ["model", "export", "runtime", "calibration", "cpp_ext", "benchmarks"]
@@ -30,7 +32,7 @@ setup(
         Extension(
             "geomag_edge.cpp_ext._psc_cpu",
             sources=["cpp_ext/csrc/psc_cpu.cpp"],
-            depends=["cpp_ext/csrc/psc_core.h"],
+            depends=sorted(glob("cpp_ext/csrc/*.h")),
             language="c++",
             extra_compile_args=["-std=c++17", "-O3", "-fno-math-errno", "-pthread"],
             extra_link_args=["-pthread"],

@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -87,7 +88,7 @@ def measure(bundle: Path, preset: str, rounds: int, threads: int) -> dict[str, A
         if answers["torch"].token_ids != answers["ort-cpu"].token_ids:
             raise SystemExit("the engines' answers differ: nothing was timed")
         whole = interleaved(
-            {name: lambda pipe=pipe: ask(pipe, scene) for name, pipe in queries.items()}, rounds
+            {name: partial(ask, pipe, scene) for name, pipe in queries.items()}, rounds
         )
         stages = {
             name: stage_medians(pipe, scene, max(3, rounds // 3)) for name, pipe in queries.items()

@@ -34,7 +34,7 @@ class BudgetError(InputError):
 
 
 class DatasetError(InputError):
-    """An evaluation or calibration set, or a report made from one, is empty, wrong or incomplete."""
+    """An evaluation or calibration set, or its report, is empty, wrong or incomplete."""
 
 
 class CheckpointError(InputError):

@@ -276,7 +276,9 @@ def test_an_existing_output_is_not_replaced_without_force(command, checkpoint_of
     assert (tmp_path / "out" / "precious").exists()
 
 
-def test_a_place_that_cannot_be_written_is_refused(command, bundle, checkpoint_of, picture, tmp_path):
+def test_a_place_that_cannot_be_written_is_refused(
+    command, bundle, checkpoint_of, picture, tmp_path
+):
     (tmp_path / "file").touch()
     inside = tmp_path / "file" / "out"
     for argv in (["run", bundle, picture, "find ships", "--max-new-tokens", 1],

@@ -23,7 +23,7 @@ def test_every_command_has_complete_help_and_a_json_form():
 
 
 def test_help_needs_no_heavy_package():
-    blocked = "torch transformers onnx onnxruntime rasterio openvino".split()
+    blocked = ["torch", "transformers", "onnx", "onnxruntime", "rasterio", "openvino"]
     code = (
         "import sys\n"
         f"for name in {blocked!r}: sys.modules[name] = None\n"

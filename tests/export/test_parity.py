@@ -93,45 +93,10 @@ def test_psc_answers_in_openvino_once_its_function_is_inlined(exported, family, 
 
 
 def test_psc_answers_in_openvino_as_it_is_with_the_kernel_registered(exported):
-    openvino = pytest.importorskip("openvino")
-    from openvino.frontend.onnx import ConversionExtension
-
-    class PscCrop(openvino.Op):
-        def __init__(self, inputs=None, size=0):
-            super().__init__(self)
-            self.size = size
-            if inputs is not None:
-                self.set_arguments(inputs)
-                self.constructor_validate_and_infer_types()
-
-        def validate_and_infer_types(self):
-            count = self.get_input_partial_shape(1)[0]
-            shape = openvino.PartialShape([count, 3, self.size, self.size])
-            self.set_output_type(0, openvino.Type.f32, shape)
-
-        def clone_with_new_inputs(self, inputs):
-            return PscCrop(inputs, self.size)
-
-        def visit_attributes(self, visitor):
-            visitor.on_attributes({"size": self.size})
-            return True
-
-        def has_evaluate(self):
-            return True
-
-        def evaluate(self, outputs, inputs):
-            views = psc_crop(*(tensor.data for tensor in inputs), self.size)
-            outputs[0].shape = views.shape
-            outputs[0].data[:] = views
-            return True
-
-    def convert(node):
-        inputs = [node.get_input(i) for i in range(3)]
-        return PscCrop(inputs, node.get_attribute("size")).outputs()
+    from geomag_edge.cpp_ext.openvino_op import psc_crop_extension
 
     made = exported()
-    registered = ConversionExtension("PscCrop", "geomag", convert)
-    compiled = openvino_model(made.graph("psc"), registered)
+    compiled = openvino_model(made.graph("psc"), psc_crop_extension())
     assert_as_the_reference(compiled, calls_of(made.bundle, "psc"))
 
 
