@@ -7,6 +7,7 @@ import inspect
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def _root_cause(e: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
+def _quiet() -> Iterator[None]:
     """Keeps the exporter's chatter off the screen; its errors still raise."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from geomag_edge.cpp_ext.onnx_op import DOMAIN, OP_TYPE, add_psc_crop
 from geomag_edge.export.graph import GraphExport, finish
 from geomag_edge.graphs import PSC, PSC_SELECT
+from geomag_edge.model.config import GeoMagConfig
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
 
 
@@ -29,7 +30,7 @@ def psc_select_graph(model: GeoMagForConditionalGeneration) -> GraphExport:
     return GraphExport(PSC_SELECT, model.psc, (embeds, prompt_ids, view_box, image_shape))
 
 
-def add_crops(select: Path, config: object, folder: Path) -> Path:
+def add_crops(select: Path, config: GeoMagConfig, folder: Path) -> Path:
     """Writes psc.onnx from psc_select.onnx: image in, crops out, weights shared.
 
     Args:
@@ -39,8 +40,8 @@ def add_crops(select: Path, config: object, folder: Path) -> Path:
     """
     model = onnx.load(str(select), load_external_data=False)
     graph = model.graph
-    view_px = config.view_px  # type: ignore[attr-defined]
-    mean_std = np.array([config.image_mean, config.image_std], np.float32)  # type: ignore[attr-defined]
+    view_px = config.view_px
+    mean_std = np.array([config.image_mean, config.image_std], np.float32)
     graph.initializer.extend(
         [
             numpy_helper.from_array(mean_std, "mean_std"),
@@ -78,7 +79,7 @@ def add_crops(select: Path, config: object, folder: Path) -> Path:
             kept["prompt_ids"],
         ]
     )
-    crops = config.psc["max_crops"]  # type: ignore[attr-defined]
+    crops = config.psc["max_crops"]
     graph.output.append(
         helper.make_tensor_value_info("crops", TensorProto.FLOAT, [crops, 3, view_px, view_px])
     )

@@ -66,7 +66,7 @@ def compose(vision: Path, prompt: Path, llm: Path, out: Path, seed: int = 0) -> 
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
-        eye, reader = load_vision(vision), load_prompt(prompt)
+        eye, reader = load_tower(vision, VISION), load_tower(prompt, PROMPT)
         speaker = _load(llm, AutoModelForCausalLM, _part_config(llm, TEXT_FAMILIES, "an LLM"))
         text_tokenizer, psc_tokenizer = _tokenizer(llm), _tokenizer(prompt)
         model, untrained = assemble(eye, reader, speaker, text_tokenizer, vision, seed)
@@ -135,40 +135,44 @@ def assemble(
     return model, untrained
 
 
-def load_vision(folder: Path) -> Tower:
-    """A vision tower from a whole CLIP/SigLIP model's folder or its vision half's."""
-    config = _part_config(folder, ("clip", "siglip", *VISION_FAMILIES), "a vision tower")
-    kind, names = config.model_type, config.architectures or []
-    if kind == "clip":
-        whole = _load(folder, CLIPModel, config)
-        return Tower(whole.vision_model, whole.visual_projection, config.projection_dim)
-    if kind == "siglip":
-        tower = _load(folder, SiglipModel, config).vision_model
-        return Tower(tower, None, tower.config.hidden_size)
-    if kind == "siglip_vision_model":
-        return Tower(_load(folder, SiglipVisionModel, config), None, config.hidden_size)
-    if "CLIPVisionModelWithProjection" in names:
-        half = _load(folder, CLIPVisionModelWithProjection, config)
-        return Tower(half.vision_model, half.visual_projection, config.projection_dim)
-    return Tower(_load(folder, CLIPVisionModel, config), None, None)
+@dataclass(frozen=True)
+class Half:
+    """The vision or the text half of a CLIP or SigLIP model: its classes and names."""
+
+    role: str
+    attribute: str  # of the half in the whole model
+    projection: str  # of CLIP's projection into the joint space
+    siglip_dim: str  # in SigLIP's half config, its joint space
+    families: tuple[str, ...]
+    clip: type
+    clip_projected: type
+    siglip: type
 
 
-def load_prompt(folder: Path) -> Tower:
-    """A prompt tower from a whole CLIP/SigLIP model's folder or its text half's."""
-    config = _part_config(folder, ("clip", "siglip", *PROMPT_FAMILIES), "a prompt tower")
+VISION = Half(
+    "a vision tower", "vision_model", "visual_projection", "hidden_size", VISION_FAMILIES,
+    CLIPVisionModel, CLIPVisionModelWithProjection, SiglipVisionModel,
+)  # fmt: skip
+PROMPT = Half(
+    "a prompt tower", "text_model", "text_projection", "projection_size", PROMPT_FAMILIES,
+    CLIPTextModel, CLIPTextModelWithProjection, SiglipTextModel,
+)  # fmt: skip
+
+
+def load_tower(folder: Path, half: Half) -> Tower:
+    """A tower from a whole CLIP or SigLIP model's folder, or from that half's own."""
+    config = _part_config(folder, ("clip", "siglip", *half.families), half.role)
     kind, names = config.model_type, config.architectures or []
-    if kind == "clip":
-        whole = _load(folder, CLIPModel, config)
-        return Tower(whole.text_model, whole.text_projection, config.projection_dim)
-    if kind == "siglip":
-        tower = _load(folder, SiglipModel, config).text_model
-        return Tower(tower, None, tower.config.projection_size)
-    if kind == "siglip_text_model":
-        return Tower(_load(folder, SiglipTextModel, config), None, config.projection_size)
-    if "CLIPTextModelWithProjection" in names:
-        half = _load(folder, CLIPTextModelWithProjection, config)
-        return Tower(half.text_model, half.text_projection, config.projection_dim)
-    return Tower(_load(folder, CLIPTextModel, config), None, None)
+    if kind.startswith("siglip"):
+        tower = _load(folder, SiglipModel if kind == "siglip" else half.siglip, config)
+        if kind == "siglip":
+            tower = getattr(tower, half.attribute)
+        return Tower(tower, None, getattr(tower.config, half.siglip_dim))
+    if kind == "clip" or half.clip_projected.__name__ in names:
+        whole = _load(folder, CLIPModel if kind == "clip" else half.clip_projected, config)
+        projection = getattr(whole, half.projection)
+        return Tower(getattr(whole, half.attribute), projection, config.projection_dim)
+    return Tower(_load(folder, half.clip, config), None, None)
 
 
 def _part_config(folder: Path, families: tuple[str, ...], role: str) -> PreTrainedConfig:

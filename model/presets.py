@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     CLIPTextConfig,
     CLIPVisionConfig,
+    PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     set_seed,
@@ -73,7 +74,10 @@ def preset_config(name: str) -> GeoMagConfig:
     return _assemble(vision, prompt, text, embed_dim=512, feature_dim=256, heads=8, grid=12)
 
 
-def _assemble(vision, prompt, text, *, embed_dim: int, feature_dim: int, heads: int, grid: int):  # type: ignore[no-untyped-def]
+def _assemble(
+    vision: PreTrainedConfig, prompt: PreTrainedConfig, text: PreTrainedConfig, *,
+    embed_dim: int, feature_dim: int, heads: int, grid: int,
+) -> GeoMagConfig:  # fmt: skip
     budgets = {
         level: TokenBudget(grid, k, grid if k else 0).to_json()
         for level, k in zip(LEVELS, (0, 2, 4), strict=True)
