@@ -55,8 +55,7 @@ def card(
     pool = config["pool"]
     last = pool["first_seed"] + pool["count"] - 1
     stages = "\n".join(
-        f"| {s['name']} | {s['steps']} | {s['rate']:g} to {s['end_rate']:g} | {_parts(s)} |"
-        for s in config["stages"]
+        f"| {s['name']} | {s['steps']} | {_rates(s)} | {_parts(s)} |" for s in config["stages"]
     )
     tables = "\n".join(_table(size, rows) for size, rows in metrics.items())
     return f"""# GeoMag nano
@@ -81,18 +80,23 @@ It knows the rendered scenes of `geomag_edge.scenes` and nothing of the real wor
 
 ![loss curve](curve.png)
 
-Go on from here: `python -m geomag_edge.model.train RUN --resume {"model/checkpoints/nano"}`
+Go on from here: `python -m geomag_edge.model.train RUN --resume model/checkpoints/nano`
 with a configuration of more steps. `train_state.json` holds the whole configuration.
 
 ## Measured
 
 Mean, 95 % bootstrap interval over questions, and their number, on seeds never used in training,
 through the PyTorch reference (`python -m geomag_edge.model.train.evaluate`). "small" targets are
-under 16 px in the global view; "PSC off" spends the same visual tokens on the global view alone.
+under 16 px in the global view; "PSC off" spends the same visual tokens on the global view alone
+(the encoder then sees that one view instead of five, too).
 
 {tables}
 {notes.strip()}
 """
+
+
+def _rates(stage: dict[str, Any]) -> str:
+    return f"{stage['rate']:g}" + (f" to {stage['end_rate']:g}" if stage["decay"] else "")
 
 
 def _parts(stage: dict[str, Any]) -> str:
