@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT, MARGIN = 720, 360, 42
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf")
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
 
 
 def draw_curve(log: Sequence[dict], path: Path, columns: Sequence[str], smooth: int = 25) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
@@ -36,6 +37,9 @@ from geomag_edge.model.train.state import (
 )
 from geomag_edge.model.train.step import Trainee
 from geomag_edge.prompts import PromptCoder
+
+HEADS = "train_heads.safetensors"
+"""The training heads beside a checkpoint's weights: the model itself never reads them."""
 
 CURVES = ("loss", "dense", "psc", "answer", "mask", "noun_iou", "mask_iou", "word_accuracy")
 
@@ -96,6 +100,11 @@ class Trainer:
         record = json.loads(file.read_text()) if file.is_file() else {}
         run.step, run.seconds = int(record.get("step", 0)), float(record.get("seconds", 0))
         run.visits = int(record.get("visits", 0))
+        if (checkpoint / HEADS).is_file():
+            with torch.no_grad():
+                for name, tensor in load_file(checkpoint / HEADS).items():
+                    run.parameters[name].copy_(tensor)
+                    run.average[name].copy_(tensor)
         return run
 
     def restore(self) -> None:
@@ -230,6 +239,8 @@ class Trainer:
         finally:
             self._put(live)
             self.model.config.dtype = torch.float32
+        heads = {n: t.to(torch.float16) for n, t in self.average.items() if n.startswith("heads/")}
+        save_file(heads, folder / HEADS)
         (folder / "train_state.json").write_text(json.dumps(self.record(), indent=1))
 
     def _put(self, tensors: dict[str, Tensor]) -> None:
