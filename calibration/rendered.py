@@ -184,7 +184,7 @@ def write_folder(
         The number of questions.
     """
     asked = 0
-    with staged_folder(out, force) as stage:
+    with staged_folder(out, force, "questions.jsonl") as stage:
         (stage / "images").mkdir()
         (stage / "masks").mkdir()
         with (stage / "questions.jsonl").open("w", encoding="utf-8") as lines:

@@ -69,7 +69,7 @@ def export_bundle(
     if opset not in OPSETS:
         raise InputError(f"opset {opset} is not supported: choose one of {OPSETS}")
     checkpoint, out = Path(checkpoint), Path(out)
-    with staged_folder(out, force) as stage:
+    with staged_folder(out, force, MANIFEST, [checkpoint]) as stage:
         progress("loading the checkpoint")
         model = load_checkpoint(checkpoint)
         processor = GeoMagProcessor.from_pretrained(checkpoint)

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,19 +14,36 @@ from geomag_edge.errors import OutputError
 
 
 @contextmanager
-def staged_folder(out: Path, force: bool = False) -> Iterator[Path]:
+def staged_folder(
+    out: Path, force: bool = False, marker: str | None = None, inputs: Iterable[Path] = ()
+) -> Iterator[Path]:
     """Yields a folder beside `out` that becomes `out` when the body ends without an error.
 
     Whatever ends the body (an error, a full disk, Ctrl-C), the half-written folder is removed
     and an existing `out` is left as it was.
 
+    Args:
+        out: the folder to be.
+        force: replace `out` if it exists.
+        marker: the file that every earlier output of this kind holds; `force` replaces no folder
+            without it, since that is somebody's else.
+        inputs: what the body reads; `out` must not hold it.
+
     Raises:
-        OutputError: `out` exists and `force` is not given, or cannot be written.
+        OutputError: `out` exists and may not be replaced, or cannot be written.
     """
+    for path in inputs:
+        if path.resolve().is_relative_to(out.resolve()):
+            raise OutputError(f"{out} holds the input {path}: choose another place for the output")
     if out.exists() and not force:
         raise OutputError(f"{out} exists: choose another place or give --force to replace it")
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file: choose another place")
+    if marker and out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
+        raise OutputError(
+            f"{out} is not an earlier output of this command (it has no {marker}), so it is not "
+            "replaced: choose another place"
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -14,6 +14,7 @@ from transformers import (
     Qwen3Config,
     set_seed,
 )
+from transformers.utils import logging as hf_logging
 
 from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.errors import InputError
@@ -148,6 +149,7 @@ def save_checkpoint(
 ) -> None:
     """Writes weights (safetensors), config and both tokenizers to one folder."""
     out.mkdir(parents=True, exist_ok=True)
+    hf_logging.disable_progress_bar()
     model.save_pretrained(out)
     for tokenizer, name in zip((text, psc), TOKENIZERS, strict=True):
         tokenizer.save(str(out / name))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomag_edge.budgets import LEVELS, TokenBudget, check_budget, parse_budget
-from geomag_edge.errors import PromptError
+from geomag_edge.errors import EngineError, PromptError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Manifest
 from geomag_edge.prompts import PromptCoder, boxes_in
@@ -191,7 +191,7 @@ class SceneSession:
     def ask(
         self,
         prompt: str,
-        budget: str | TokenBudget | None = None,
+        budget: str | int | TokenBudget | None = None,
         max_new_tokens: int = 64,
         answer_prefix: str = "",
         on_text: Callable[[str], None] | None = None,
@@ -200,7 +200,8 @@ class SceneSession:
 
         Args:
             prompt: plain text.
-            budget: None for the routed level's own, or what `parse_budget` reads.
+            budget: None for the routed level's own, a number of visual tokens not to exceed, or
+                what `parse_budget` reads.
             max_new_tokens: at most so many tokens are decoded.
             answer_prefix: the answer's forced start, markup allowed ("[SEG]" asks for a mask
                 whatever the model would say).
@@ -212,8 +213,14 @@ class SceneSession:
         """
         chain, scene, manifest, watch = self.chain, self.scene, self.chain.manifest, Stopwatch()
         coder, settings = chain.coder, chain.coder.settings
+        if not chain.sessions:
+            raise EngineError("this pipeline is closed: load the bundle again")
         start = time.perf_counter()
         notes = list(scene.notes)
+        if manifest.untrained:
+            notes.append(
+                f"never trained: {', '.join(manifest.untrained)}; the answer means nothing yet"
+            )
         prompt = coder.check(prompt)
         before, after = coder.around_image(prompt)
         prefix = coder.markup_ids(answer_prefix)
@@ -263,10 +270,12 @@ class SceneSession:
             watch, notes,
         )  # fmt: skip
 
-    def _budget(self, wanted: str | TokenBudget | None, level: str) -> TokenBudget:
+    def _budget(self, wanted: str | int | TokenBudget | None, level: str) -> TokenBudget:
         manifest = self.chain.manifest
         if wanted is None:
             return manifest.budgets[level]
+        if isinstance(wanted, int):
+            wanted = f"{wanted}t"
         if isinstance(wanted, str):
             wanted = parse_budget(wanted, manifest.budgets, level)
         return check_budget(wanted, manifest.view.grid, manifest.psc.max_crops)

@@ -32,11 +32,13 @@ class Pipeline:
         cls,
         bundle: str | Path | Bundle,
         engine: str = "ort-cpu",
-        precision: str = "fp32",
+        precision: str | None = None,
         threads: int | None = None,
         checkpoint: str | Path | None = None,
     ) -> Pipeline:
         """Opens a bundle on an engine; see `open_engine` for the arguments.
+
+        Without a precision it is fp32, or the bundle's only one.
 
         Raises:
             BundleError, EngineError, CheckpointError, MissingExtraError.
@@ -46,6 +48,9 @@ class Pipeline:
         coder = PromptCoder.load(
             bundle.manifest.prompt, bundle.file("tokenizer.json"), bundle.file("psc_tokenizer.json")
         )
+        if precision is None:
+            have = list(bundle.manifest.graphs)
+            precision = have[0] if len(have) == 1 else "fp32"
         opened = open_engine(engine, bundle, precision, threads, checkpoint)
         return cls(bundle, Chain(opened, bundle.manifest, coder))
 
@@ -68,7 +73,7 @@ class Pipeline:
         self,
         image: Any,
         prompt: str,
-        budget: str | TokenBudget | None = None,
+        budget: str | int | TokenBudget | None = None,
         max_new_tokens: int = 64,
         answer_prefix: str = "",
         on_text: Callable[[str], None] | None = None,

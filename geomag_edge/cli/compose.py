@@ -33,7 +33,8 @@ def execute(args: argparse.Namespace) -> None:
     with needs_extra("export"):
         from geomag_edge.model.compose import compose
         from geomag_edge.model.presets import make_preset
-    with staged_folder(args.output, args.force) as stage:
+    given = [path for path in parts if path is not None]
+    with staged_folder(args.output, args.force, "config.json", given) as stage:
         if args.preset is not None:
             make_preset(args.preset, stage, args.seed)
             untrained = ["all"]

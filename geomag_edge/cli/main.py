@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from geomag_edge import __version__
@@ -62,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     prefix = f"geomag-edge {args.command}: error:"
     try:
-        return args.handler(args) or 0
+        with _terminated_as_interrupted():
+            return args.handler(args) or 0
     except KeyboardInterrupt:
         print(f"geomag-edge {args.command}: interrupted, nothing half-written", file=sys.stderr)
         return 130
@@ -88,6 +92,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """`kill` ends a command as Ctrl-C does, so that it leaves nothing half-written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _one_line(e: BaseException) -> str:

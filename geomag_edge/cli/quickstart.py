@@ -17,6 +17,11 @@ QUESTIONS = (
 )
 """Level, prompt, and how an untrained model's answer is made to start, so that every part runs."""
 
+TRAINED = (
+    "The checkpoint is a small test article, trained for an hour on rendered scenes: expect some of "
+    "its\nanswers to be wrong. What it can and cannot do:"
+)
+
 UNTRAINED = (
     "THIS CHECKPOINT IS UNTRAINED (random weights, seeded): the answers, boxes and masks below "
     "mean nothing.\nThey show that every stage runs; box and mask answers are started by force."
@@ -47,7 +52,7 @@ def execute(args: argparse.Namespace) -> None:
         from geomag_edge.staging import staged_folder
 
         checkpoint = out / "checkpoint"
-        with staged_folder(checkpoint, force=True) as stage:
+        with staged_folder(checkpoint, True, "config.json") as stage:
             make_preset("nano", stage)
     say(f"1. checkpoint  {checkpoint}")
     out.mkdir(parents=True, exist_ok=True)
@@ -65,6 +70,8 @@ def execute(args: argparse.Namespace) -> None:
         say("\n5. three questions about the scene\n")
         if untrained:
             say(UNTRAINED + "\n")
+        else:
+            say(f"{TRAINED} {checkpoint / 'README.md'}\n")
         for level, prompt, forced in QUESTIONS:
             result = session.ask(
                 prompt, budget=level if untrained else None,

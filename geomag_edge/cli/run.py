@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.cli.console import print_json
-from geomag_edge.errors import InputError
+from geomag_edge.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from geomag_edge.runtime.chain import Result
@@ -18,7 +18,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that choose what runs the graphs."""
     parser.add_argument("--engine", default="ort-cpu", help="ort-cpu (default) or torch")
     parser.add_argument(
-        "--precision", default="fp32", help="which graphs of the bundle: fp32, fp16"
+        "--precision",
+        help="which graphs of the bundle: fp32, fp16 (default: fp32, or the only one)",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
     parser.add_argument(
@@ -38,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     parser.add_argument(
         "--budget", metavar="B",
-        help="tokens to spend: a level (image, region, pixel), G+KxC (12+4x8), or Nt (200t); "
+        help="tokens to spend: a level (image, region, pixel), G+KxC (12+4x8), G alone, or Nt "
+        "(200t: at most so many); "
         "default: what the model's router asks for",
     )  # fmt: skip
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
@@ -65,6 +67,8 @@ def execute(args: argparse.Namespace) -> None:
     """Asks, writes the outputs, prints the answer."""
     from geomag_edge.runtime.pipeline import Pipeline
 
+    if args.output and args.output.exists() and not args.output.is_dir():
+        raise OutputError(f"{args.output} is a file: give a folder for the outputs")
     bands = _numbers(args.bands, int, "--bands", (1, 3))
     value_range = _numbers(args.value_range, float, "--range", (2,))
     show = None if args.json else _show

@@ -28,7 +28,7 @@ def execute(args: argparse.Namespace) -> None:
     ) as pipe:
         samples = load_reference(*(pipe.bundle.file(f"reference/{name}") for name in FILES))
         with steps(len(REPLAYED) + len(samples), "verify") as progress:
-            report = verify(pipe.chain, samples, TOLERANCES[args.precision], progress)
+            report = verify(pipe.chain, samples, TOLERANCES[pipe.chain.engine.precision], progress)
     if args.json:
         print_json(report.to_json())
     else:

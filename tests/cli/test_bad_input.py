@@ -300,7 +300,8 @@ def test_a_full_disk_leaves_nothing_behind(command, checkpoint_of, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_during_an_export_leaves_nothing_behind(checkpoint_of, tmp_path):
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_an_export_that_is_stopped_leaves_nothing_behind(checkpoint_of, tmp_path, kind):
     argv = [sys.executable, "-m", "geomag_edge.cli.main", "export"]
     process = subprocess.Popen(
         [*argv, str(checkpoint_of("qwen2-clip")), "-o", str(tmp_path / "out")],
@@ -310,7 +311,7 @@ def test_ctrl_c_during_an_export_leaves_nothing_behind(checkpoint_of, tmp_path):
         if "exporting encoder" in line:
             break
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(kind)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "interrupted" in err
@@ -345,3 +346,19 @@ def test_the_torch_engine_asks_for_its_checkpoint_when_the_bundle_has_moved(
     code, _, err = command("run", bundle_copy, picture, "find ships", *given)
     assert code == 2
     assert "not the checkpoint" in one_line(err)
+
+
+def test_an_output_that_is_a_file_is_refused_before_any_work(command, bundle, picture, tmp_path):
+    (tmp_path / "file").touch()
+    code, out, err = command("run", bundle, picture, "find ships", "-o", tmp_path / "file")
+    assert code == 2
+    assert "give a folder" in one_line(err)
+    assert out == ""
+
+
+def test_an_export_onto_its_own_checkpoint_is_refused(command, checkpoint_of, tmp_path):
+    folder = shutil.copytree(checkpoint_of("qwen2-clip"), tmp_path / "ck")
+    code, _, err = command("export", folder, "-o", folder, "--force")
+    assert code == 2
+    assert "holds the input" in one_line(err)
+    assert (folder / "model.safetensors").is_file()

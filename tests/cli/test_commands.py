@@ -137,3 +137,17 @@ def test_compose_makes_a_ready_made_size(command, preset, tmp_path):
     assert "untrained" in out
     names = {p.name for p in (tmp_path / "ck").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "psc_tokenizer.json"} <= names
+
+
+def test_an_untrained_model_says_so_beside_its_answer(command, bundle, picture):
+    code, out, _ = command("run", bundle, picture, "find ships", "--max-new-tokens", 1)
+    assert code == 0
+    assert "the answer means nothing yet" in out
+
+
+def test_a_bundle_of_one_precision_needs_no_flag(command, exported, picture):
+    half = exported("llama-clip", 23, "fp16").bundle
+    code, out, err = command("run", half, picture, "find ships", "--max-new-tokens", 1)
+    assert code == 0, err
+    assert "ort-cpu fp16" in out
+    assert command("verify", half)[0] == 0

@@ -234,3 +234,21 @@ def test_a_path_a_picture_and_an_array_are_one_image(pipe, picture, tmp_path):
     )
     answers = [pipe(image, PROMPT, "pixel", 4).token_ids for image in images]
     assert answers == [answers[0]] * 4
+
+
+def test_a_budget_may_be_a_number_of_tokens_not_to_exceed(bundle, picture):
+    from geomag_edge import Pipeline
+
+    with Pipeline.load(bundle) as pipe:
+        result = pipe(picture, "find ships", budget=5, max_new_tokens=1)
+    assert result.budget.visual_tokens <= 5
+
+
+def test_a_closed_pipeline_says_that_it_is_closed(bundle, picture):
+    from geomag_edge import Pipeline
+    from geomag_edge.errors import EngineError
+
+    pipe = Pipeline.load(bundle)
+    pipe.close()
+    with pytest.raises(EngineError, match="closed"):
+        pipe(picture, "find ships")

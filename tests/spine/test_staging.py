@@ -123,3 +123,36 @@ def test_a_parent_without_write_permission_is_refused(tmp_path):
     tmp_path.chmod(0o555)
     with pytest.raises(OutputError, match="cannot write"), staged_folder(tmp_path / "out"):
         pytest.fail("the body must not run")
+
+
+def test_force_replaces_nobody_elses_folder(tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    refused = pytest.raises(OutputError, match="not an earlier output")
+    with refused, staged_folder(precious, force=True, marker="bundle.json"):
+        pass
+    assert (precious / "thesis.txt").read_text() == "years of work"
+
+
+def test_force_replaces_an_earlier_output_and_an_empty_folder(tmp_path):
+    for name in ("earlier", "empty"):
+        out = tmp_path / name
+        out.mkdir()
+        if name == "earlier":
+            (out / "bundle.json").touch()
+        with staged_folder(out, force=True, marker="bundle.json") as stage:
+            (stage / "new").touch()
+        assert [p.name for p in out.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("inside", [".", "deep/down"])
+def test_an_output_never_swallows_its_own_input(tmp_path, inside):
+    out = tmp_path / "out"
+    source = out / inside
+    source.mkdir(parents=True)
+    (out / "config.json").touch()
+    refused = pytest.raises(OutputError, match="holds the input")
+    with refused, staged_folder(out, force=True, marker="config.json", inputs=[source]):
+        pass
+    assert source.is_dir()
