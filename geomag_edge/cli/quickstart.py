@@ -18,8 +18,8 @@ QUESTIONS = (
 """Level, prompt, and how an untrained model's answer is made to start, so that every part runs."""
 
 TRAINED = (
-    "The checkpoint is a small test article, trained for an hour on rendered scenes: expect some of "
-    "its\nanswers to be wrong. What it can and cannot do:"
+    "The checkpoint is a small test article, trained for an hour on rendered scenes: expect some\n"
+    "of its answers to be wrong. What it can and cannot do:"
 )
 
 UNTRAINED = (

@@ -25,13 +25,16 @@ def test_json_on_stdout_alone(command, tmp_path):
     }  # fmt: skip
 
 
-def test_force_replaces_a_folder(command, tmp_path):
+def test_force_replaces_an_earlier_set_and_nobody_elses_folder(command, tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "old").touch()
     given = ("scenes", "-o", tmp_path / "set", "--count", 1, "--size", 96)
     code, _, err = command(*given)
     assert code == 2
     assert "exists" in err
+    assert command(*given, "--force")[0] == 2
+    assert (tmp_path / "set" / "old").exists()
+    (tmp_path / "set" / "questions.jsonl").touch()
     assert command(*given, "--force")[0] == 0
     assert not (tmp_path / "set" / "old").exists()
 
