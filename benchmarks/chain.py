@@ -14,13 +14,14 @@ weights over memory bandwidth; what is above that in eager PyTorch is launching 
 operators a layer. Prefill and the encoder are matrix products, where both use the same kind of
 kernels and little is to be gained before quantisation.
 
-On the Xeon of the committed result both bounds are near. A decode step reads the decoder's 830 MB
-in 38.7 ms, 21 GB/s, where a plain read of 145 MB ran at 18 GB/s (psc_crop's result, same
-machine). The encoder and the prefill are large fp32 matrix products that MKL and ONNX Runtime run
-alike, so at full precision neither has 1.3x to give on the whole query; fewer bytes or cheaper
-products (int8, int4, bf16) have. The `torch` engine runs our own decoder form, which is itself
-1.8x faster a step than Hugging Face eager. What did not help: huge pages for the weights (equal);
-one memory arena for all graphs (equal in time, less memory, kept for that).
+On the Xeon of the committed result a decode step reads the decoder's 830 MB in 38.7 ms, 21 GB/s,
+where a plain read of 145 MB ran at 18 GB/s (psc_crop's result, same machine), so at full
+precision little is left. The encoder and the prefill are large fp32 matrix products, within a
+fifth of each other in both engines; fewer bytes or cheaper products (int8, int4, bf16) are what
+could give more. The `torch` engine runs our own decoder form, which is itself 1.8x faster a step
+than Hugging Face eager. Both goals are missed here. Tried by hand, on a machine that was not
+always quiet: huge pages for the weights, and one memory arena for all graphs; neither showed a
+gain in time (the arena is kept for its memory).
 
 The weights are random and seeded: time does not depend on what a model has learnt. Answers of both
 engines must be equal before anything is timed. The last line of stdout is one JSON.

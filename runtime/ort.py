@@ -27,8 +27,8 @@ _NUMPY = {
 def _share_arena() -> None:
     """One arena for all graphs, grown by what is asked for.
 
-    By default every session keeps its own and grows it in powers of two, which on the `base`
-    chain held 170 MB more for the same speed.
+    By default every session keeps its own and grows it in powers of two, which leaves memory
+    unused once for every graph.
     """
     kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
     memory = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
