@@ -149,6 +149,11 @@ CHAIN = ("encoder", "psc_select", "projector", "embed", "llm", "mask_head")
 """The graphs that the runtime's chain opens; `psc` is for tools that want one self-contained op."""
 
 
+FORMS = ("onnxruntime", "openvino", "tensorrt")
+"""Runtimes for which a graph may have a file of its own (int4 weights, say: MatMulNBits for ONNX
+Runtime, Q/DQ in blocks for TensorRT); the portable file serves all others."""
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """What parity allows. `relative` is the max abs error over the reference output's scale

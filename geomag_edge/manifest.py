@@ -61,7 +61,8 @@ class Manifest:
         created_by: program and version.
         model_config: the checkpoint's config.json, without paths of the exporting machine.
         view, prompt, psc, budgets, decoder: what the chain needs, without any model library.
-        graphs: precision -> graph name -> record (file, data, inputs, outputs, opset).
+        graphs: precision -> graph name -> record (file, data, inputs, outputs, opset; `forms`
+            where some runtimes want a file of their own, each with the same fields).
         files: every other file and every graph's file -> sha256.
         checkpoint: sha256 digest and relative path of the checkpoint that was exported.
         parity, accuracy: reports.
@@ -170,7 +171,8 @@ def _graph_files(graphs: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
         name
         for records in graphs.values()
         for record in records.values()
-        for name in [record["file"], *record["data"]]
+        for form in [record, *record.get("forms", {}).values()]
+        for name in [form["file"], *form["data"]]
     ]
 
 
@@ -244,8 +246,13 @@ class Bundle:
         self._checked.add(name)
         return path
 
-    def graph(self, name: str, precision: str) -> Path:
-        """The checked path of a graph (its external data checked too).
+    def record(self, name: str, precision: str, form: str | None = None) -> dict[str, Any]:
+        """What the manifest says of a graph, in a runtime's own form where there is one.
+
+        Args:
+            name: the graph.
+            precision: the set of graphs.
+            form: one of `geomag_edge.graphs.FORMS`; None for the portable file.
 
         Raises:
             BundleError: the bundle has no such precision or graph.
@@ -256,6 +263,16 @@ class Bundle:
             raise BundleError(f"the bundle has no {precision} graphs: it has {have}")
         if name not in records:
             raise BundleError(f"the bundle has no {precision} graph {name!r}: export it again")
-        for data in records[name]["data"]:
+        record = records[name]
+        return record.get("forms", {}).get(form, record)
+
+    def graph(self, name: str, precision: str, form: str | None = None) -> Path:
+        """The checked path of a graph (its external data checked too); see `record`.
+
+        Raises:
+            BundleError: the bundle has no such precision or graph, or a file fails its check.
+        """
+        record = self.record(name, precision, form)
+        for data in record["data"]:
             self.file(data)
-        return self.file(records[name]["file"])
+        return self.file(record["file"])

@@ -46,7 +46,7 @@ class OrtEngine:
 
     def session(self, graph: str) -> OrtSession:
         """Opens one graph, its files checked first."""
-        return OrtSession(self.bundle.graph(graph, self.precision), self.threads)
+        return OrtSession(self.bundle.graph(graph, self.precision, "onnxruntime"), self.threads)
 
     def close(self) -> None:
         """Nothing is held beyond the sessions."""

@@ -304,3 +304,20 @@ def test_a_graph_whose_file_has_no_checksum_is_refused(data):
 def test_a_precision_or_graph_that_is_not_there_is_named(golden, name, precision, reason):
     with pytest.raises(BundleError, match=reason):
         Bundle.open(golden).graph(name, precision)
+
+
+def test_a_runtime_gets_its_own_form_of_a_graph_and_the_portable_file_without_one(golden, data):
+    record = data["graphs"]["fp32"]["encoder"]
+    record["forms"] = {"tensorrt": {**record, "file": "tokenizer.json", "data": []}}
+    bundle = Bundle(golden, Manifest.from_json(data))
+    assert bundle.graph("encoder", "fp32", "tensorrt") == golden / "tokenizer.json"
+    assert bundle.graph("encoder", "fp32", "openvino") == golden / "onnx/fp32/encoder.onnx"
+    assert bundle.graph("encoder", "fp32") == golden / "onnx/fp32/encoder.onnx"
+
+
+def test_the_file_of_a_form_needs_a_checksum_and_stays_inside_the_bundle(data):
+    record = data["graphs"]["fp32"]["encoder"]
+    for file in ("onnx/other.onnx", "../other.onnx"):
+        record["forms"] = {"tensorrt": {**record, "file": file}}
+        with pytest.raises(BundleError, match=r"other\.onnx"):
+            Manifest.from_json(data)
