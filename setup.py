@@ -1,17 +1,48 @@
-"""Build script: maps the root folders under `geomag_edge` and builds the CPU kernel if it can.
+"""Build script: maps the root folders under `geomag_edge` and builds PscCrop's kernels if it can.
 
-Metadata and tool settings live in pyproject.toml. The kernel is plain C++ behind a C ABI (no
+Metadata and tool settings live in pyproject.toml. The CPU kernel is plain C++ behind a C ABI (no
 Python headers needed); it is optional: without a compiler the install goes on and
-`geomag_edge.cpp_ext` uses its numpy form.
+`geomag_edge.cpp_ext` uses its numpy form. The CUDA kernel is compiled where nvcc is on PATH, and
+by NVRTC at first use elsewhere.
 """
 
+import shutil
+import sys
 from glob import glob
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+
+class BuildKernels(build_ext):
+    """Builds the extension, then the CUDA fat binary beside it."""
+
+    def run(self):
+        """As `build_ext.run`; a CUDA toolkit that fails costs a warning, not the install."""
+        super().run()
+        if shutil.which("nvcc") is None:
+            return
+        root = Path(__file__).parent
+        sys.path.insert(0, str(root))  # for the package's errors; the package itself needs numpy
+        try:
+            spec = spec_from_file_location("cuda_image", root / "cpp_ext" / "cuda_image.py")
+            cuda_image = module_from_spec(spec)
+            spec.loader.exec_module(cuda_image)
+            folder = Path(self.get_ext_fullpath(self.extensions[0].name)).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            cuda_image.build_fatbin(folder)
+        except Exception as e:
+            self.warn(f"the CUDA kernel will be compiled at first use: {e}")
+        finally:
+            sys.path.pop(0)
+
 
 STAGES = ["model", "export", "runtime", "calibration", "cpp_ext", "benchmarks"]
 
 setup(
+    cmdclass={"build_ext": BuildKernels},
     packages=[
         "geomag_edge",
         "geomag_edge.cli",

@@ -17,7 +17,7 @@ import numpy as np
 from geomag_edge.errors import BoxError, ImageError, InputError, KernelError, MissingExtraError
 
 from .checks import checked_boxes, checked_mean_std, checked_output_dtype, checked_size
-from .cuda_image import FATBIN, compile_cubin
+from .cuda_image import compile_cubin, find_fatbin
 from .layout import BLOCK_THREADS, device_layout, kernel_arguments, launch_grid
 
 _KERNELS = {"float32": "geomag_psc_crop_f32", "float16": "geomag_psc_crop_f16"}
@@ -219,10 +219,13 @@ def _is_contiguous(view: Any) -> bool:
 @functools.cache
 def _kernel(device_id: int, name: str) -> Any:
     """The loaded kernel: from the fat binary if one was built, else compiled here and now."""
+    from cuda.bindings import driver
     from cuda.core import Device, ObjectCode
 
-    if FATBIN.exists():
-        return ObjectCode.from_fatbin(str(FATBIN)).get_kernel(name)
+    status, version = driver.cuDriverGetVersion()  # 13020 for CUDA 13.2
+    fatbin = None if int(status) else find_fatbin(version // 1000)
+    if fatbin is not None:
+        return ObjectCode.from_fatbin(str(fatbin)).get_kernel(name)
     capability = Device(device_id).compute_capability
     code = compile_cubin(10 * capability.major + capability.minor)
     return ObjectCode.from_cubin(code).get_kernel(name)

@@ -1,11 +1,15 @@
 """The CUDA kernel's machine code: a fat binary made by nvcc ahead of time, or NVRTC at first use.
 
+`pip install` builds the fat binary where nvcc is on PATH;
+
     python -m geomag_edge.cpp_ext.cuda_image
 
-builds the fat binary into the package with the nvcc on PATH. One is needed for each CUDA major
-version: a driver of CUDA 12 does not load what nvcc 13 makes.
+does it later. There may be one for each CUDA major version, because a driver of CUDA 12 does not
+load what nvcc 13 makes.
 """
 
+import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +19,8 @@ from typing import Any
 
 from geomag_edge.errors import KernelError, MissingExtraError
 
-SOURCES = Path(__file__).with_name("csrc")
-FATBIN = Path(__file__).with_name("psc_cuda.fatbin")
+FOLDER = Path(__file__).parent
+SOURCES = FOLDER / "csrc"
 
 # Turing, Ampere (A100, GeForce, Orin), Ada, Hopper, Blackwell (datacenter, Thor, GeForce, Spark).
 # A compiler takes those it knows; code for the newest as PTX serves what comes after.
@@ -31,15 +35,38 @@ def nvcc_architectures(nvcc: str) -> list[int]:
     return [number for number in ARCHITECTURES if f"sm_{number}" in listing]
 
 
-def build_fatbin(target: Path = FATBIN, nvcc: str | None = None) -> list[int]:
-    """Compile the kernel with nvcc for every architecture it knows.
+def nvcc_major(nvcc: str) -> int:
+    """The CUDA major version that this nvcc compiles for."""
+    version = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.", version)
+    if found is None:
+        raise KernelError(f"{nvcc} --version names no release")
+    return int(found[1])
+
+
+def fatbin_name(cuda_major: int) -> str:
+    """The fat binary's file name: it holds the sources' digest, so a stale one is never loaded."""
+    digest = hashlib.sha256()
+    for name in ("psc_core.h", "psc_block.h", "psc_cuda.cu"):
+        digest.update((SOURCES / name).read_bytes())
+    return f"psc_cuda-{digest.hexdigest()[:12]}-cu{cuda_major}.fatbin"
+
+
+def find_fatbin(driver_major: int, folder: Path = FOLDER) -> Path | None:
+    """The newest fat binary of today's sources that a driver of this CUDA major version loads."""
+    options = (folder / fatbin_name(major) for major in range(driver_major, 11, -1))
+    return next((path for path in options if path.is_file()), None)
+
+
+def build_fatbin(folder: Path = FOLDER, nvcc: str | None = None) -> Path:
+    """Compile the kernel with nvcc for every architecture it knows; nothing to do if that is done.
 
     Args:
-        target: where the fat binary goes; written whole or not at all.
+        folder: where the fat binary goes; written whole or not at all.
         nvcc: path of nvcc; None to look on PATH.
 
     Returns:
-        The architectures inside, as numbers (90 for sm_90).
+        The fat binary's path.
 
     Raises:
         KernelError: no nvcc, or it failed.
@@ -47,6 +74,9 @@ def build_fatbin(target: Path = FATBIN, nvcc: str | None = None) -> list[int]:
     nvcc = nvcc or shutil.which("nvcc")
     if nvcc is None:
         raise KernelError("nvcc is not on PATH; install the CUDA toolkit or rely on NVRTC")
+    target = folder / fatbin_name(nvcc_major(nvcc))
+    if target.is_file():
+        return target
     architectures = nvcc_architectures(nvcc)
     newest = architectures[-1]
     code = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in architectures]
@@ -54,7 +84,7 @@ def build_fatbin(target: Path = FATBIN, nvcc: str | None = None) -> list[int]:
     partial = target.with_suffix(".partial")
     _run_nvcc([nvcc, "-std=c++17", "-O3", "-fatbin", "--threads=2", *code], partial)
     partial.replace(target)
-    return architectures
+    return target
 
 
 def compile_cubin(architecture: int) -> bytes:
@@ -160,4 +190,4 @@ if __name__ == "__main__":
         made = build_fatbin()
     except KernelError as error:
         sys.exit(str(error))
-    print(f"{FATBIN.name}: {', '.join(f'sm_{number}' for number in made)}", file=sys.stderr)
+    print(made)

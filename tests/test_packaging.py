@@ -16,7 +16,7 @@ STAGES = ("model", "export", "runtime", "calibration", "cpp_ext", "benchmarks")
 def wheel(tmp_path_factory):
     """Names in the wheel that pip builds from a copy of the sources."""
     source = tmp_path_factory.mktemp("source")
-    skipped = shutil.ignore_patterns("__pycache__", "*.so")
+    skipped = shutil.ignore_patterns("__pycache__", "*.so", "*.fatbin")
     for folder in (*STAGES, "geomag_edge"):
         shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=skipped)
     for file in ROOT.glob("*.*"):
@@ -63,6 +63,12 @@ def test_the_kernels_sources_travel_for_machines_that_build_them(wheel):
     for source in (ROOT / "cpp_ext" / "csrc").iterdir():
         if source.suffix in (".h", ".cpp", ".cu"):
             assert f"geomag_edge/cpp_ext/csrc/{source.name}" in wheel
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+def test_the_cuda_kernel_is_compiled_where_nvcc_is_there(wheel):
+    [name] = [n for n in wheel if n.endswith(".fatbin")]
+    assert name.startswith("geomag_edge/cpp_ext/psc_cuda-")
 
 
 def test_no_test_travels(wheel):

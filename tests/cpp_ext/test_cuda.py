@@ -5,7 +5,6 @@ test where there is one.
 import ctypes
 import re
 import shutil
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -85,7 +84,7 @@ def test_without_a_gpu_the_launcher_says_so_in_one_line(scene, mean_std):
 def test_without_nvcc_the_build_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(KernelError, match=r"nvcc is not on PATH.*NVRTC"):
-        cuda_image.build_fatbin(tmp_path / "psc.fatbin")
+        cuda_image.build_fatbin(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -110,13 +109,32 @@ def test_the_ptx_has_every_kernel_and_no_call_outside(ptx):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason=NO_NVCC)
 def test_nvcc_compiles_every_architecture_into_one_file(tmp_path):
-    target = tmp_path / "psc.fatbin"
-    made = cuda_image.build_fatbin(target)
-    known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True).stdout
-    assert made == [n for n in cuda_image.ARCHITECTURES if f"sm_{n}" in known.split()]
-    assert {75, 80, 86, 87, 89, 90} <= set(made)
+    target = cuda_image.build_fatbin(tmp_path)
+    assert {75, 80, 86, 87, 89, 90} <= set(cuda_image.nvcc_architectures("nvcc"))
     assert target.stat().st_size > 100_000
     assert list(tmp_path.iterdir()) == [target]
+    assert cuda_image.find_fatbin(cuda_image.nvcc_major("nvcc"), tmp_path) == target
+    written = target.stat().st_mtime_ns
+    assert cuda_image.build_fatbin(tmp_path).stat().st_mtime_ns == written
+
+
+def test_a_driver_gets_the_newest_fat_binary_that_it_loads(tmp_path):
+    for major in (12, 13):
+        (tmp_path / cuda_image.fatbin_name(major)).write_bytes(b"code")
+    assert "-cu13." in cuda_image.find_fatbin(14, tmp_path).name
+    assert "-cu13." in cuda_image.find_fatbin(13, tmp_path).name
+    assert "-cu12." in cuda_image.find_fatbin(12, tmp_path).name
+    assert cuda_image.find_fatbin(11, tmp_path) is None
+
+
+def test_a_fat_binary_of_other_sources_is_not_loaded(monkeypatch, tmp_path):
+    (tmp_path / cuda_image.fatbin_name(13)).write_bytes(b"code")
+    changed = tmp_path / "csrc"
+    shutil.copytree(cuda_image.SOURCES, changed)
+    with (changed / "psc_block.h").open("a") as file:
+        file.write("// changed")
+    monkeypatch.setattr(cuda_image, "SOURCES", changed)
+    assert cuda_image.find_fatbin(13, tmp_path) is None
 
 
 class StandIn(types.ModuleType):
