@@ -9,8 +9,11 @@ from typing import Any, Protocol
 from geomag_edge.errors import EngineError
 from geomag_edge.manifest import Bundle
 
-ENGINES = ("torch", "ort-cpu")
+ENGINES = ("torch", "ort-cpu", "openvino")
 """Engines that this version can open."""
+
+BF16 = "bf16"
+"""The precision that runs a bundle's fp32 graphs in bfloat16: half the bytes of every weight."""
 
 
 class Session(Protocol):
@@ -60,19 +63,27 @@ def open_engine(
     Args:
         name: one of `ENGINES`.
         bundle: the bundle.
-        precision: which set of graphs.
+        precision: which set of graphs; `bf16` runs the fp32 graphs in bfloat16 (`openvino` only).
         threads: CPU threads of a graph; None leaves it to the engine.
         checkpoint: for `torch`, the folder that the bundle was exported from, if it has moved.
 
     Raises:
         EngineError: unknown, or not able to run here.
     """
+    if name not in ENGINES:
+        raise EngineError(f"unknown engine {name!r}: this version has {', '.join(ENGINES)}")
+    if precision == BF16 and BF16 not in bundle.manifest.graphs and name != "openvino":
+        raise EngineError(
+            f"{name} has no {BF16}: --engine openvino runs a bundle's fp32 graphs in bfloat16"
+        )
     if name == "ort-cpu":
         from geomag_edge.runtime.ort import OrtEngine
 
         return OrtEngine(bundle, precision, threads)
-    if name == "torch":
-        from geomag_edge.runtime.torch_engine import TorchEngine
+    if name == "openvino":
+        from geomag_edge.runtime.openvino import OpenVinoEngine
 
-        return TorchEngine.open(bundle, precision, threads, checkpoint)
-    raise EngineError(f"unknown engine {name!r}: this version has {', '.join(ENGINES)}")
+        return OpenVinoEngine(bundle, precision, threads)
+    from geomag_edge.runtime.torch_engine import TorchEngine
+
+    return TorchEngine.open(bundle, precision, threads, checkpoint)

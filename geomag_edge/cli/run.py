@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that choose what runs the graphs."""
-    parser.add_argument("--engine", default="ort-cpu", help="ort-cpu (default) or torch")
+    parser.add_argument("--engine", default="ort-cpu", help="ort-cpu (default), openvino or torch")
     parser.add_argument(
         "--precision",
-        help="which graphs of the bundle: fp32, fp16 (default: fp32, or the only one)",
+        help="which graphs of the bundle: fp32, fp16 (default: fp32, or the only one); bf16 runs the "
+        "fp32 graphs in bfloat16, with --engine openvino",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
     parser.add_argument(

@@ -1,0 +1,144 @@
+"""OpenVINO as an engine: `openvino`, on the CPU.
+
+A graph's arithmetic is told to OpenVINO, never left to its default, which is bfloat16 wherever the
+CPU has it: float32 keeps a bundle's answers, and bfloat16 is asked for by the precision `bf16`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geomag_edge.errors import EngineError, MissingExtraError
+from geomag_edge.manifest import Bundle
+from geomag_edge.runtime.engine import BF16
+
+BF16_GRAPHS = frozenset({"encoder", "llm", "mask_head"})
+"""What `bf16` runs in bfloat16. The others stay in float32: crops must be the exact ones, an
+embedding is a look-up, and the projector is 1 % of the time but reads positions as sines of large
+angles, which bfloat16 got 5 % wrong."""
+
+
+class OpenVinoEngine:
+    """Opens a bundle's graphs as OpenVINO models on the CPU.
+
+    Args:
+        bundle: the bundle.
+        precision: a set of its graphs, or `bf16`, which runs the fp32 graphs in bfloat16.
+        threads: CPU threads of a graph; None leaves it to OpenVINO.
+
+    Raises:
+        MissingExtraError: no OpenVINO.
+        EngineError: bfloat16 on a CPU that has none.
+    """
+
+    name = "openvino"
+
+    def __init__(self, bundle: Bundle, precision: str, threads: int | None):
+        try:
+            import openvino
+        except ImportError as e:
+            raise MissingExtraError(
+                'the openvino engine needs OpenVINO: pip install "geomag-edge[openvino]"'
+            ) from e
+        self.bundle, self.precision, self.threads = bundle, precision, threads
+        self._core = openvino.Core()
+        if precision == BF16 and BF16 not in bundle.manifest.graphs:
+            able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            if "BF16" not in able:
+                raise EngineError("this CPU has no bfloat16: use --precision fp32")
+
+    def session(self, graph: str) -> OpenVinoSession:
+        """Opens one graph, its files checked first."""
+        if graph == "psc":
+            from geomag_edge.cpp_ext.openvino_op import psc_crop_extension
+
+            self._core.add_extension(psc_crop_extension())
+        arithmetic = "bf16" if self.precision == BF16 and graph in BF16_GRAPHS else "f32"
+        stored = graph_set(self.bundle, self.precision)
+        path = self.bundle.graph(graph, stored, "openvino")
+        return OpenVinoSession(self._core, path, arithmetic, self.threads)
+
+    def close(self) -> None:
+        """Nothing is held beyond the sessions."""
+
+
+def graph_set(bundle: Bundle, precision: str) -> str:
+    """The set of a bundle's graphs that a precision runs: its own, or fp32's for `bf16`."""
+    return "fp32" if precision == BF16 and BF16 not in bundle.manifest.graphs else precision
+
+
+class OpenVinoSession:
+    """One compiled model and its request.
+
+    Args:
+        core: an `openvino.Core`.
+        path: the graph.
+        arithmetic: "f32" or "bf16", of whatever is not quantised.
+        threads: CPU threads, or None.
+
+    Raises:
+        EngineError: a graph that OpenVINO cannot load.
+    """
+
+    def __init__(self, core: Any, path: Path, arithmetic: str, threads: int | None = None):
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": arithmetic,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._compiled = core.compile_model(core.read_model(path), "CPU", settings)
+            self._request = self._compiled.create_infer_request()
+        except Exception as e:
+            raise EngineError(f"OpenVINO cannot load {path.name}: {_reason(e)}") from e
+        used = self._compiled.get_property("INFERENCE_PRECISION_HINT")
+        self.provider = f"OpenVINO CPU {used.to_string()}"
+        self._inputs = {
+            port.get_any_name(): port.get_element_type().to_dtype()
+            for port in self._compiled.inputs
+        }
+        self._outputs = {
+            port.get_any_name(): port.get_element_type() for port in self._compiled.outputs
+        }
+
+    def run(self, feeds: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """See `Session.run`; kept values are `openvino.Tensor`s that no later run touches."""
+        import openvino
+
+        for name in feeds:
+            if name not in self._inputs:
+                have = ", ".join(self._inputs)
+                raise EngineError(f"the graph has no input {name!r}: it has {have}")
+        for name in self._inputs:
+            if name not in feeds:
+                raise EngineError(f"the graph needs the input {name!r}, which was not given")
+        try:
+            for name, dtype in self._inputs.items():
+                value = feeds[name]
+                if not isinstance(value, openvino.Tensor):
+                    array = np.ascontiguousarray(value, dtype=dtype)
+                    value = openvino.Tensor(array, shared_memory=array.size > 0)
+                self._request.set_tensor(name, value)
+            for name in keep:
+                fresh = openvino.Tensor(self._outputs[name], openvino.Shape([0]))
+                self._request.set_tensor(name, fresh)
+            self._request.infer()
+            found = {name: self._request.get_tensor(name) for name in self._outputs}
+        except Exception as e:
+            raise EngineError(f"OpenVINO failed on a graph: {_reason(e)}") from e
+        return {name: t if name in keep else np.array(t.data) for name, t in found.items()}
+
+    def close(self) -> None:
+        """Drops the request and the model, and with them their memory."""
+        del self._request, self._compiled
+
+
+def _reason(e: Exception) -> str:
+    """The last line that says something: OpenVINO puts places in its own source before it."""
+    lines = [line.strip() for line in str(e).splitlines()]
+    return next((line for line in reversed(lines) if line), type(e).__name__)
