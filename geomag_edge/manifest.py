@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -198,10 +199,13 @@ def sha256_of(path: Path) -> str:
 
 
 class Bundle:
-    """A bundle folder opened for reading: its manifest, and its files after their check."""
+    """A bundle folder opened for reading: its manifest, and its files after their check.
 
-    def __init__(self, root: Path, manifest: Manifest):
-        self.root, self.manifest = root, manifest
+    `staged` maps folders of the bundle to where their files lie until they are moved in.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, staged: Mapping[str, Path] | None = None):
+        self.root, self.manifest, self.staged = root, manifest, dict(staged or {})
         self._checked: set[str] = set()
 
     @classmethod
@@ -230,7 +234,7 @@ class Bundle:
             BundleError: not in the manifest, missing, leaving the bundle through a link, or with
                 other content than the manifest says.
         """
-        path = self.root / check_inside(name)
+        path = self._place(check_inside(name))
         if name in self._checked:
             return path
         if name not in self.manifest.files:
@@ -245,6 +249,12 @@ class Bundle:
             )
         self._checked.add(name)
         return path
+
+    def _place(self, name: str) -> Path:
+        for inside, folder in self.staged.items():
+            if name.startswith(f"{inside}/"):
+                return folder / name[len(inside) + 1 :]
+        return self.root / name
 
     def record(self, name: str, precision: str, form: str | None = None) -> dict[str, Any]:
         """What the manifest says of a graph, in a runtime's own form where there is one.

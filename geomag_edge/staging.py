@@ -52,7 +52,7 @@ def staged_folder(
     try:
         yield stage
         os.chmod(stage, 0o755)  # mkdtemp keeps others out
-        _swap(stage, out)
+        swap(stage, out)
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"the disk is full: nothing was written to {out}") from e
@@ -63,7 +63,7 @@ def staged_folder(
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _swap(stage: Path, out: Path) -> None:
+def swap(stage: Path, out: Path) -> None:
     """Puts `stage` in the place of `out`; an old `out` goes only when the new one is in place."""
     if not out.exists():
         stage.rename(out)

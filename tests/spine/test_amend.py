@@ -1,0 +1,82 @@
+"""Changing a part of a bundle: all of it or nothing."""
+
+import json
+
+import pytest
+
+from geomag_edge.amend import amended
+from geomag_edge.errors import OutputError
+from geomag_edge.manifest import Bundle
+
+from .test_manifest import data, golden  # noqa: F401
+
+
+@pytest.fixture
+def bundle(golden):  # noqa: F811
+    return Bundle.open(golden)
+
+
+def everything(root):
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def add_int8(change, content=b"int8 graph"):
+    (change.stage / "encoder.onnx").write_bytes(content)
+    record = change.bundle.manifest.graphs["fp32"]["encoder"]
+    change.bundle.manifest.graphs["int8"] = {
+        "encoder": {**record, "file": "onnx/int8/encoder.onnx", "data": []}
+    }
+    change.list_files()
+
+
+def test_a_new_part_is_there_with_its_checksum(bundle):
+    with amended(bundle, "onnx/int8") as change:
+        add_int8(change)
+    again = Bundle.open(bundle.root)
+    assert again.graph("encoder", "int8").read_bytes() == b"int8 graph"
+    assert again.graph("encoder", "fp32").is_file()
+    assert not [p for p in bundle.root.rglob(".*")]
+
+
+def test_staged_files_can_be_opened_before_they_are_moved(bundle):
+    with amended(bundle, "onnx/int8") as change:
+        add_int8(change)
+        assert change.bundle.graph("encoder", "int8").read_bytes() == b"int8 graph"
+        assert not (bundle.root / "onnx" / "int8").exists()
+
+
+def test_a_part_is_replaced_whole(bundle):
+    with amended(bundle, "onnx/int8") as change:
+        (change.stage / "old.onnx").write_bytes(b"old")
+    with amended(Bundle.open(bundle.root), "onnx/int8") as change:
+        add_int8(change, b"new")
+    again = Bundle.open(bundle.root)
+    assert "onnx/int8/old.onnx" not in again.manifest.files
+    assert not (bundle.root / "onnx/int8/old.onnx").exists()
+    assert again.graph("encoder", "int8").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_whatever_ends_the_work_the_bundle_is_as_it_was(bundle, error):
+    with amended(bundle, "onnx/int8") as change:
+        add_int8(change)
+    before = everything(bundle.root)
+    with (
+        pytest.raises((error, OutputError)),
+        amended(Bundle.open(bundle.root), "onnx/int8") as change,
+    ):
+        add_int8(change, b"half-written")
+        raise error("stop")
+    assert everything(bundle.root) == before
+
+
+def test_a_change_by_somebody_else_meanwhile_is_not_lost(bundle):
+    with (
+        pytest.raises(OutputError, match="changed by another command"),
+        amended(bundle, "onnx/int8") as change,
+    ):
+        add_int8(change)
+        path = bundle.root / "bundle.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "created_by": "another"}))
+    assert Bundle.open(bundle.root).manifest.created_by == "another"
+    assert "int8" not in Bundle.open(bundle.root).manifest.graphs
