@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from geomag_edge.runtime.decode import Decoded, decode_greedily
 from geomag_edge.runtime.engine import Engine, Session
 from geomag_edge.runtime.masks import Mask
 from geomag_edge.runtime.scene import Scene
+from geomag_edge.runtime.values import HOST, Values, values_of
 from geomag_edge.views import (
     Candidates,
     choose_crops,
@@ -37,12 +38,13 @@ F32 = NDArray[np.float32]
 
 @dataclass
 class Views:
-    """Encoded views: boxes [n,4] px, tokens [n,P,Dv], embeds [n,P,De], features [n,Cf,F,F]."""
+    """Encoded views: boxes [n,4] px on the host, and as the engine has them tokens [n,P,Dv],
+    embeds [n,P,De] and features [n,Cf,F,F]."""
 
     boxes: F32
-    tokens: NDArray
-    embeds: NDArray
-    features: NDArray
+    tokens: Any
+    embeds: Any
+    features: Any
 
 
 @dataclass
@@ -87,19 +89,28 @@ class Result:
 
 
 class Stopwatch:
-    """Adds up milliseconds by stage."""
+    """Adds up milliseconds by stage, on the engine's own clock."""
 
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = {}
+    def __init__(self, clock: Values = HOST) -> None:
+        self._clock = clock
+        self._spans: list[tuple[str, Any, Any]] = []
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Times the body under a stage's name."""
-        start = time.perf_counter()
+        start = self._clock.now()
         try:
             yield
         finally:
-            self.ms[stage] = self.ms.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
+            self._spans.append((stage, start, self._clock.now()))
+
+    @property
+    def ms(self) -> dict[str, float]:
+        """Milliseconds of each stage, in the order of their first appearance."""
+        sums: dict[str, float] = {}
+        for stage, start, end in self._spans:
+            sums[stage] = sums.get(stage, 0.0) + self._clock.ms_between(start, end)
+        return sums
 
 
 class Chain:
@@ -107,6 +118,7 @@ class Chain:
 
     def __init__(self, engine: Engine, manifest: Manifest, coder: PromptCoder):
         self.engine, self.manifest, self.coder = engine, manifest, coder
+        self.values = values_of(engine)
         self.sessions: dict[str, Session] = {}
         try:
             # The LLM first: while its weights are packed they are held twice, so nothing else is.
@@ -128,9 +140,9 @@ class Chain:
         view = self.manifest.view
         with watch("crop"):
             mean_std = np.array([view.mean, view.std], np.float32)
-            pixels = scene.crop(boxes, mean_std, view.view_px)
+            pixels = self.values.crop(scene, boxes, mean_std, view.view_px)
         with watch("encode"):
-            out = self.sessions["encoder"].run({"views": pixels})
+            out = self.sessions["encoder"].run({"views": pixels}, self.values.kept)
         return Views(boxes, out["tokens"], out["embeds"], out["features"])
 
     def select(
@@ -146,18 +158,19 @@ class Chain:
             }
         )
 
-    def project(self, views: Views, grid: int, scene: Scene) -> F32:
+    def project(self, views: Views, grid: int, scene: Scene) -> Any:
         """Views -> visual tokens [n*grid*grid, D], view by view."""
         out = self.sessions["projector"].run(
             {
                 "tokens": views.tokens,
                 "pooling": pooling_matrix(self.manifest.view.grid, grid),
                 "positions": token_positions(views.boxes, grid, scene.height, scene.width),
-            }
+            },
+            self.values.kept,
         )
         return out["visual"].reshape(-1, self.manifest.decoder.hidden)
 
-    def masks(self, views: Views, queries: F32, shape: tuple[int, int]) -> list[Mask]:
+    def masks(self, views: Views, queries: Any, shape: tuple[int, int]) -> list[Mask]:
         """Mask queries [m,D] against the feature maps of the views."""
         if not len(queries):
             return []
@@ -175,7 +188,7 @@ class SceneSession:
 
     def __init__(self, chain: Chain, scene: Scene):
         self.chain, self.scene = chain, scene
-        self._known: dict[bytes, tuple[NDArray, NDArray, NDArray]] = {}
+        self._known: dict[bytes, tuple[Any, Any, Any]] = {}
 
     def views(self, boxes: F32, watch: Stopwatch) -> Views:
         """Encoded views of the boxes, in order; only unseen boxes are encoded."""
@@ -186,7 +199,8 @@ class SceneSession:
             for i, box in enumerate(new):
                 self._known[box.tobytes()] = (fresh.tokens[i], fresh.embeds[i], fresh.features[i])
         parts = [self._known[box.tobytes()] for box in boxes]
-        return Views(boxes, *(np.stack(column) for column in zip(*parts, strict=True)))
+        stack = self.chain.values.stack
+        return Views(boxes, *(stack(column) for column in zip(*parts, strict=True)))
 
     def ask(
         self,
@@ -211,7 +225,12 @@ class SceneSession:
             PromptError: empty, or too long for the model with this budget.
             BudgetError: an impossible budget.
         """
-        chain, scene, manifest, watch = self.chain, self.scene, self.chain.manifest, Stopwatch()
+        chain, scene, manifest, watch = (
+            self.chain,
+            self.scene,
+            self.chain.manifest,
+            Stopwatch(self.chain.values),
+        )
         coder, settings = chain.coder, chain.coder.settings
         if not chain.sessions:
             raise EngineError("this pipeline is closed: load the bundle again")
@@ -249,25 +268,28 @@ class SceneSession:
         with watch("project"):
             visual = chain.project(whole, chosen.global_grid, scene)
             if crops is not None:
-                visual = np.concatenate([visual, chain.project(crops, chosen.crop_grid, scene)])
+                more = chain.project(crops, chosen.crop_grid, scene)
+                visual = chain.values.concat([visual, more])
         stream = _streamer(coder, on_text)
         decoded = decode_greedily(
             chain.sessions["llm"], chain.sessions["embed"], manifest.decoder,
             before, visual, after, prefix,
             settings.seg_token_id, settings.eos_token_ids,
             min(max_new_tokens, settings.context - length),
-            on_ids=stream,
+            on_ids=stream, values=chain.values,
         )  # fmt: skip
         if stream:
             stream(decoded.ids, last=True)
-        watch.ms["prefill"], watch.ms["decode"] = decoded.prefill_ms, decoded.decode_ms
-        every = whole if crops is None else _joined(whole, crops)
+        before_mask = watch.ms
         with watch("mask"):
+            every = whole if crops is None else _joined(whole, crops, chain.values)
             masks = chain.masks(every, decoded.queries, (scene.height, scene.width))
-        watch.ms["total"] = (time.perf_counter() - start) * 1e3
+        timings_ms = before_mask | {"prefill": decoded.prefill_ms, "decode": decoded.decode_ms}
+        timings_ms["mask"] = watch.ms["mask"]
+        timings_ms["total"] = (time.perf_counter() - start) * 1e3
         return self._result(
             prompt, decoded, level, odds, chosen, every, crop_scores, seen["relevance"], masks,
-            watch, notes,
+            timings_ms, notes,
         )  # fmt: skip
 
     def _budget(self, wanted: str | int | TokenBudget | None, level: str) -> TokenBudget:
@@ -299,8 +321,8 @@ class SceneSession:
 
     def _result(
         self, prompt: str, decoded: Decoded, level: str, odds: NDArray, budget: TokenBudget,
-        views: Views, crop_scores: F32, relevance: F32, masks: list[Mask], watch: Stopwatch,
-        notes: list[str],
+        views: Views, crop_scores: F32, relevance: F32, masks: list[Mask],
+        timings_ms: dict[str, float], notes: list[str],
     ) -> Result:  # fmt: skip
         chain = self.chain
         text = chain.coder.decode(decoded.ids)
@@ -319,7 +341,7 @@ class SceneSession:
             token_ids=decoded.ids,
             stopped=decoded.stopped,
             decode_steps=decoded.steps,
-            timings_ms=watch.ms,
+            timings_ms=timings_ms,
             engine=chain.engine.name,
             precision=chain.engine.precision,
             providers={name: s.provider for name, s in chain.sessions.items()},
@@ -338,12 +360,12 @@ class SceneSession:
         self.close()
 
 
-def _joined(a: Views, b: Views) -> Views:
+def _joined(a: Views, b: Views, values: Values) -> Views:
     return Views(
         np.concatenate([a.boxes, b.boxes]),
-        np.concatenate([a.tokens, b.tokens]),
-        np.concatenate([a.embeds, b.embeds]),
-        np.concatenate([a.features, b.features]),
+        values.concat([a.tokens, b.tokens]),
+        values.concat([a.embeds, b.embeds]),
+        values.concat([a.features, b.features]),
     )
 
 

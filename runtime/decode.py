@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from geomag_edge.graphs import past_names, present_names
 from geomag_edge.manifest import DecoderShape
 from geomag_edge.runtime.engine import Session
+from geomag_edge.runtime.values import HOST, Values
 
 
 @dataclass
@@ -20,14 +20,14 @@ class Decoded:
 
     Attributes:
         ids: the answer's token ids, a forced prefix included, the end token not.
-        queries: f32[m,D], the last hidden state of each [SEG] in the answer.
+        queries: [m,D], the last hidden state of each [SEG] in the answer, as the engine has it.
         prefill_ms, decode_ms: time of the prompt and of all further steps.
         steps: decode steps taken.
         stopped: "end" (the model ended its answer) or "length".
     """
 
     ids: list[int]
-    queries: NDArray[np.float32]
+    queries: Any
     prefill_ms: float
     decode_ms: float
     steps: int
@@ -39,13 +39,14 @@ def decode_greedily(
     embed: Session,
     shape: DecoderShape,
     before: Sequence[int],
-    visual: NDArray[np.float32],
+    visual: Any,
     after: Sequence[int],
     prefix: Sequence[int],
     seg_token_id: int,
     eos_token_ids: Sequence[int],
     max_new_tokens: int,
     on_ids: Callable[[list[int]], None] | None = None,
+    values: Values = HOST,
 ) -> Decoded:
     """One answer.
 
@@ -53,26 +54,29 @@ def decode_greedily(
         llm, embed: open graphs.
         shape: the cache's shape.
         before, after: prompt ids around the visual tokens.
-        visual: f32[V,D].
+        visual: [V,D], of the engine.
         prefix: ids that the answer starts with (teacher-forced), may be empty.
         seg_token_id, eos_token_ids: what asks for a mask, what ends the answer.
         max_new_tokens: at most so many ids after the prefix.
         on_ids: called with all answer ids so far after each new one.
+        values: how the engine's arrays are joined and read.
     """
 
-    def embedded(ids: Sequence[int]) -> NDArray:
-        feeds = {"input_ids": np.array([ids], np.int64).reshape(1, -1)}
-        return embed.run(feeds)["inputs_embeds"][0]
+    def embedded(input_ids: Any) -> Any:
+        return embed.run({"input_ids": input_ids}, values.kept)["inputs_embeds"]
 
-    kept = frozenset(present_names(shape.layers))
+    def listed(ids: Sequence[int]) -> Any:
+        return embedded(np.array([ids], np.int64).reshape(1, -1))[0]
+
+    kept = values.kept | frozenset(present_names(shape.layers))
     names = list(zip(past_names(shape.layers), present_names(shape.layers), strict=True))
-    start = time.perf_counter()
-    prompt = np.concatenate([embedded(before), visual, embedded([*after, *prefix])])[None]
-    length = prompt.shape[1]
+    start = values.now()
+    prompt = values.concat([listed(before), visual, listed([*after, *prefix])])
+    length = len(prompt)
     nothing = np.zeros((1, shape.kv_heads, 0, shape.head_dim), np.float32)
     out = llm.run(
         {
-            "inputs_embeds": prompt,
+            "inputs_embeds": prompt.reshape(1, length, -1),
             "attention_mask": np.ones((1, length), np.int64),
             "position_ids": np.arange(length)[None],
             **{past: nothing for past, _ in names},
@@ -84,10 +88,10 @@ def decode_greedily(
     queries = [
         out["hidden_states"][0, first + i] for i, token in enumerate(ids) if token == seg_token_id
     ]
-    prefilled = time.perf_counter()
+    prefilled = values.now()
     steps, stopped = 0, "length"
     for made in range(max_new_tokens):
-        token = int(out["logits"][0, -1].argmax())
+        token, input_ids = values.choose(out["logits"])
         if token in eos_token_ids:
             stopped = "end"
             break
@@ -98,7 +102,7 @@ def decode_greedily(
             break  # nothing would read this step's outputs
         out = llm.run(
             {
-                "inputs_embeds": embedded([token])[None],
+                "inputs_embeds": embedded(input_ids),
                 "attention_mask": np.ones((1, length + 1), np.int64),
                 "position_ids": np.array([[length]], np.int64),
                 **{past: out[present] for past, present in names},
@@ -108,13 +112,12 @@ def decode_greedily(
         length, steps = length + 1, steps + 1
         if token == seg_token_id:
             queries.append(out["hidden_states"][0, -1])
-    done = time.perf_counter()
-    stacked = np.stack(queries) if queries else np.zeros((0, shape.hidden))
+    done = values.now()
     return Decoded(
         ids=ids,
-        queries=stacked.astype(np.float32),
-        prefill_ms=(prefilled - start) * 1e3,
-        decode_ms=(done - prefilled) * 1e3,
+        queries=values.stack(queries) if queries else np.zeros((0, shape.hidden), np.float32),
+        prefill_ms=values.ms_between(start, prefilled),
+        decode_ms=values.ms_between(prefilled, done),
         steps=steps,
         stopped=stopped,
     )
