@@ -92,7 +92,7 @@ class WindowSelection(nn.Module):
         origin = torch.cat([view_box[:2], view_box[:2]])
         chosen, kept = [], []
         for _ in range(self.psc.max_crops):
-            best = scores.argmax(0, keepdim=True)  # [1]
+            best = scores[None].argmax(1)  # [1]; TensorRT has no ArgMax over a single axis
             box = windows[best]  # [1,4]
             chosen.append(origin + box * cell)
             kept.append(scores[best])
