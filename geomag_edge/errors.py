@@ -67,3 +67,7 @@ class ParityError(GeoMagError):
 
 class KernelError(GeoMagError):
     """A compiled kernel failed or is missing where it is required."""
+
+
+class CalibrationError(GeoMagError):
+    """The float graphs gave values that no scale can be taken from."""
