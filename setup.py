@@ -47,6 +47,7 @@ setup(
         "geomag_edge",
         "geomag_edge.cli",
         "geomag_edge.scenes",
+        "geomag_edge.targets",
         "geomag_edge.model.train",
         *(f"geomag_edge.{stage}" for stage in STAGES),
     ],
@@ -55,6 +56,7 @@ setup(
         **{f"geomag_edge.{stage}": stage for stage in STAGES},
     },
     package_data={
+        "geomag_edge.targets": ["*.json"],
         "geomag_edge.model": ["checkpoints/nano/*"],
         "geomag_edge.model.train": ["*.json"],
         "geomag_edge.cpp_ext": ["csrc/*.h", "csrc/*.cpp", "csrc/*.cu"],
