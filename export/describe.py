@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import geomag_edge
-from geomag_edge.graphs import Port
 from geomag_edge.manifest import DecoderShape, Manifest, ViewSettings
 from geomag_edge.model.digest import checkpoint_digest
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
@@ -49,12 +48,3 @@ def _without_places(config: dict) -> dict:
         for key, value in config.items()
         if key != "_name_or_path"
     }
-
-
-def ports(items: tuple[Port, ...], precision: str) -> list[dict]:
-    """A contract's ports as the manifest lists them, `float` resolved."""
-    wide = {"fp32": "float32", "fp16": "float16"}[precision]
-    return [
-        {"name": p.name, "dtype": wide if p.dtype == "float" else p.dtype, "axes": list(p.axes)}
-        for p in items
-    ]

@@ -12,15 +12,15 @@ import onnx
 import torch
 
 from geomag_edge.errors import InputError, ParityError
-from geomag_edge.export.describe import describe, ports
+from geomag_edge.export.describe import describe
 from geomag_edge.export.encoder import encoder_graph
 from geomag_edge.export.glue import embed_graph, projector_graph
 from geomag_edge.export.graph import OPSETS, export_graph
 from geomag_edge.export.llm import llm_graph
 from geomag_edge.export.mask_head import mask_head_graph
 from geomag_edge.export.parity import capture, release
-from geomag_edge.export.psc import add_crops, psc_select_graph
-from geomag_edge.graphs import TOLERANCES, GraphSpec, all_graphs
+from geomag_edge.export.psc import psc_graph, psc_select_graph
+from geomag_edge.graphs import TOLERANCES, GraphSpec, all_graphs, port_records
 from geomag_edge.manifest import MANIFEST, Bundle, Manifest, sha256_of
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration, load_checkpoint
 from geomag_edge.model.processor import TOKENIZERS, GeoMagProcessor
@@ -32,6 +32,7 @@ from geomag_edge.runtime.verify import Report, verify
 from geomag_edge.staging import staged_folder
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+WIDE = {"fp32": "float32", "fp16": "float16"}
 
 STEPS = 21
 """How often `progress` is called, for a progress bar."""
@@ -124,7 +125,7 @@ def _export_graphs(
     release(model.mask_head)
     progress("exporting psc")
     select = export_graph(psc_select_graph(model), folder, opset)
-    add_crops(select, model.config, folder)
+    psc_graph(select, model.config, folder)
     release(model.psc)
     progress("exporting projector and embed")
     export_graph(projector_graph(model), folder, opset)
@@ -149,8 +150,8 @@ def _record(spec: GraphSpec, folder: Path, stage: Path, precision: str, opset: i
         "data": sorted(f"{inside}/{name}" for name in data),
         "precision": precision,
         "opset": opset,
-        "inputs": ports(spec.inputs, precision),
-        "outputs": ports(spec.outputs, precision),
+        "inputs": port_records(spec.inputs, WIDE[precision]),
+        "outputs": port_records(spec.outputs, WIDE[precision]),
     }
 
 

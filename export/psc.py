@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
 
-from geomag_edge.cpp_ext.onnx_op import DOMAIN, OP_TYPE, add_psc_crop
+from geomag_edge.cpp_ext.psc_graph import add_crops
 from geomag_edge.export.graph import GraphExport, finish
 from geomag_edge.graphs import PSC, PSC_SELECT
 from geomag_edge.model.config import GeoMagConfig
@@ -30,7 +29,7 @@ def psc_select_graph(model: GeoMagForConditionalGeneration) -> GraphExport:
     return GraphExport(PSC_SELECT, model.psc, (embeds, prompt_ids, view_box, image_shape))
 
 
-def add_crops(select: Path, config: GeoMagConfig, folder: Path) -> Path:
+def psc_graph(select: Path, config: GeoMagConfig, folder: Path) -> Path:
     """Writes psc.onnx from psc_select.onnx: image in, crops out, weights shared.
 
     Args:
@@ -39,51 +38,8 @@ def add_crops(select: Path, config: GeoMagConfig, folder: Path) -> Path:
         folder: where psc.onnx goes, the same folder.
     """
     model = onnx.load(str(select), load_external_data=False)
-    graph = model.graph
-    view_px = config.view_px
     mean_std = np.array([config.image_mean, config.image_std], np.float32)
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(mean_std, "mean_std"),
-            numpy_helper.from_array(np.array([0], np.int64), "psc_zero"),
-            numpy_helper.from_array(np.array([2], np.int64), "psc_two"),
-            numpy_helper.from_array(np.array([1, 0], np.int64), "psc_swap"),
-            numpy_helper.from_array(np.array(0.5, np.float32), "psc_half"),
-        ]
-    )
-    front = [
-        helper.make_node("Shape", ["image"], ["image_shape"]),
-        helper.make_node("Slice", ["image_shape", "psc_zero", "psc_two"], ["psc_hw_int"]),
-        helper.make_node("Cast", ["psc_hw_int"], ["psc_hw"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMax", ["psc_hw"], ["psc_side"], keepdims=1),
-        helper.make_node("Sub", ["psc_hw", "psc_side"], ["psc_margin"]),
-        helper.make_node("Mul", ["psc_margin", "psc_half"], ["psc_y0x0"]),
-        helper.make_node("Gather", ["psc_y0x0", "psc_swap"], ["psc_x0y0"]),
-        helper.make_node("Add", ["psc_x0y0", "psc_side"], ["psc_x1y1"]),
-        helper.make_node("Concat", ["psc_x0y0", "psc_x1y1"], ["view_box"], axis=0),
-    ]
-    crop = helper.make_node(
-        OP_TYPE, ["image", "boxes", "mean_std"], ["crops"], domain=DOMAIN, size=view_px,
-        plugin_namespace=DOMAIN,
-    )  # fmt: skip
-    nodes = [*front, *graph.node, crop]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-    kept = {v.name: v for v in graph.input}
-    del graph.input[:]
-    graph.input.extend(
-        [
-            helper.make_tensor_value_info("image", TensorProto.UINT8, ["H", "W", 3]),
-            kept["embeds"],
-            kept["prompt_ids"],
-        ]
-    )
-    crops = config.psc["max_crops"]
-    graph.output.append(
-        helper.make_tensor_value_info("crops", TensorProto.FLOAT, [crops, 3, view_px, view_px])
-    )
-    add_psc_crop(model)
+    add_crops(model, mean_std, config.view_px, config.psc["max_crops"])
     path = folder / PSC.file
     onnx.save_model(model, str(path))
     finish(path, PSC)

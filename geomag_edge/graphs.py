@@ -110,6 +110,14 @@ MASK_HEAD = GraphSpec(
 )
 
 
+def port_records(ports: tuple[Port, ...], wide: str) -> list[dict]:
+    """A contract's ports as a manifest lists them, `float` resolved to numpy's name `wide`."""
+    return [
+        {"name": p.name, "dtype": wide if p.dtype == "float" else p.dtype, "axes": list(p.axes)}
+        for p in ports
+    ]
+
+
 def past_names(layers: int) -> list[str]:
     """`past_key_values.{i}.key`, `past_key_values.{i}.value` of each layer."""
     return [f"past_key_values.{i}.{part}" for i in range(layers) for part in ("key", "value")]
