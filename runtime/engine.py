@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from geomag_edge.errors import EngineError
 from geomag_edge.manifest import Bundle
 
-ENGINES = ("torch", "ort-cpu", "openvino")
-"""Engines that this version can open."""
+ENGINES = ("auto", "torch", "ort-cpu", "openvino")
+"""Engines that this version can open; `auto` chooses among the others, graph by graph."""
 
 BF16 = "bf16"
 """The precision that runs a bundle's fp32 graphs in bfloat16: half the bytes of every weight."""
@@ -63,7 +63,8 @@ def open_engine(
     Args:
         name: one of `ENGINES`.
         bundle: the bundle.
-        precision: which set of graphs; `bf16` runs the fp32 graphs in bfloat16 (`openvino` only).
+        precision: which set of graphs; `bf16` runs the fp32 graphs in bfloat16
+            (`openvino`, or `auto`).
         threads: CPU threads of a graph; None leaves it to the engine.
         checkpoint: for `torch`, the folder that the bundle was exported from, if it has moved.
 
@@ -72,10 +73,15 @@ def open_engine(
     """
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: this version has {', '.join(ENGINES)}")
-    if precision == BF16 and BF16 not in bundle.manifest.graphs and name != "openvino":
+    as_bf16 = graph_set(bundle, precision) != precision
+    if as_bf16 and name not in ("openvino", "auto"):
         raise EngineError(
             f"{name} has no {BF16}: --engine openvino runs a bundle's fp32 graphs in bfloat16"
         )
+    if name == "auto":
+        from geomag_edge.runtime.auto import AutoEngine
+
+        return AutoEngine(bundle, precision, threads)
     if name == "ort-cpu":
         from geomag_edge.runtime.ort import OrtEngine
 
@@ -87,3 +93,14 @@ def open_engine(
     from geomag_edge.runtime.torch_engine import TorchEngine
 
     return TorchEngine.open(bundle, precision, threads, checkpoint)
+
+
+def graph_set(bundle: Bundle, precision: str) -> str:
+    """The set of a bundle's graphs that a precision runs: its own, or fp32's for `bf16`."""
+    return "fp32" if precision == BF16 and BF16 not in bundle.manifest.graphs else precision
+
+
+def default_precision(bundle: Bundle) -> str:
+    """The precision that runs when none is asked for: fp32, or the bundle's only one."""
+    have = list(bundle.manifest.graphs)
+    return have[0] if len(have) == 1 else "fp32"

@@ -14,7 +14,7 @@ import numpy as np
 
 from geomag_edge.errors import EngineError, MissingExtraError
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.engine import BF16
+from geomag_edge.runtime.engine import BF16, graph_set
 
 BF16_GRAPHS = frozenset({"encoder", "llm", "mask_head"})
 """What `bf16` runs in bfloat16. The others stay in float32: crops must be the exact ones, an
@@ -46,7 +46,7 @@ class OpenVinoEngine:
             ) from e
         self.bundle, self.precision, self.threads = bundle, precision, threads
         self._core = openvino.Core()
-        if precision == BF16 and BF16 not in bundle.manifest.graphs:
+        if graph_set(bundle, precision) != precision:
             able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             if "BF16" not in able:
                 raise EngineError("this CPU has no bfloat16: use --precision fp32")
@@ -64,11 +64,6 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         """Nothing is held beyond the sessions."""
-
-
-def graph_set(bundle: Bundle, precision: str) -> str:
-    """The set of a bundle's graphs that a precision runs: its own, or fp32's for `bf16`."""
-    return "fp32" if precision == BF16 and BF16 not in bundle.manifest.graphs else precision
 
 
 class OpenVinoSession:
@@ -118,11 +113,12 @@ class OpenVinoSession:
             if name not in feeds:
                 raise EngineError(f"the graph needs the input {name!r}, which was not given")
         try:
+            arrays = []  # a shared tensor does not keep its array alive, a cast one has no owner
             for name, dtype in self._inputs.items():
                 value = feeds[name]
                 if not isinstance(value, openvino.Tensor):
-                    array = np.ascontiguousarray(value, dtype=dtype)
-                    value = openvino.Tensor(array, shared_memory=array.size > 0)
+                    arrays.append(np.ascontiguousarray(value, dtype=dtype))
+                    value = openvino.Tensor(arrays[-1], shared_memory=arrays[-1].size > 0)
                 self._request.set_tensor(name, value)
             for name in keep:
                 fresh = openvino.Tensor(self._outputs[name], openvino.Shape([0]))

@@ -10,7 +10,7 @@ from geomag_edge.budgets import TokenBudget
 from geomag_edge.manifest import Bundle
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.chain import Chain, Result, SceneSession
-from geomag_edge.runtime.engine import open_engine
+from geomag_edge.runtime.engine import Engine, default_precision, open_engine
 from geomag_edge.runtime.scene import Scene
 
 
@@ -31,14 +31,15 @@ class Pipeline:
     def load(
         cls,
         bundle: str | Path | Bundle,
-        engine: str = "ort-cpu",
+        engine: str | Engine = "ort-cpu",
         precision: str | None = None,
         threads: int | None = None,
         checkpoint: str | Path | None = None,
     ) -> Pipeline:
         """Opens a bundle on an engine; see `open_engine` for the arguments.
 
-        Without a precision it is fp32, or the bundle's only one.
+        Without a precision it is fp32, or the bundle's only one. An engine that is already open
+        on the bundle is taken as it is, and becomes the pipeline's to close.
 
         Raises:
             BundleError, EngineError, CheckpointError, MissingExtraError.
@@ -48,11 +49,10 @@ class Pipeline:
         coder = PromptCoder.load(
             bundle.manifest.prompt, bundle.file("tokenizer.json"), bundle.file("psc_tokenizer.json")
         )
-        if precision is None:
-            have = list(bundle.manifest.graphs)
-            precision = have[0] if len(have) == 1 else "fp32"
-        opened = open_engine(engine, bundle, precision, threads, checkpoint)
-        return cls(bundle, Chain(opened, bundle.manifest, coder))
+        if isinstance(engine, str):
+            precision = precision or default_precision(bundle)
+            engine = open_engine(engine, bundle, precision, threads, checkpoint)
+        return cls(bundle, Chain(engine, bundle.manifest, coder))
 
     def open(
         self,
@@ -67,7 +67,10 @@ class Pipeline:
             bands: three 1-based band numbers, or one; default the first three.
             value_range: what becomes 0 and 255 for other types than uint8.
         """
-        return SceneSession(self.chain, Scene.open(image, bands, value_range))
+        scene = Scene.open(image, bands, value_range)
+        # What an engine has to say about itself goes with every answer, before the image's notes.
+        scene.notes = (*getattr(self.chain.engine, "notes", ()), *scene.notes)
+        return SceneSession(self.chain, scene)
 
     def __call__(
         self,

@@ -36,10 +36,17 @@ def execute(args: argparse.Namespace) -> None:
     print()
     rows = [(e["engine"], "yes" if e["works"] else "no", e["detail"]) for e in facts["engines"]]
     print(table(("engine", "works here", "detail"), rows))
+    print()
+    print(f"engine auto remembers {len(facts['auto'])} measurements in {facts['auto_folder']}")
+    if facts["auto"]:
+        print(table(("precision", "graph", "threads", "chosen", "ms", "measured"),
+                    [_remembered_row(record) for record in facts["auto"]]))  # fmt: skip
 
 
 def examine() -> dict[str, Any]:
     """Facts about this machine; every check is a real attempt, not a guess from a version."""
+    from geomag_edge.runtime.remembered import cache_folder, everything
+
     return {
         "machine": platform.platform(),
         "cpus": os.cpu_count(),
@@ -47,7 +54,9 @@ def examine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "psc_crop": _psc_crop(),
         "gpu": _gpu(),
-        "engines": [_ort(), _torch()],
+        "engines": [_ort(), _openvino(), _torch()],
+        "auto": everything(),
+        "auto_folder": str(cache_folder()),
     }
 
 
@@ -80,6 +89,28 @@ def _ort() -> dict[str, Any]:
     providers = ort.get_available_providers()
     works = "CPUExecutionProvider" in providers
     return {"engine": "ort-cpu", "works": works, "detail": ", ".join(providers)}
+
+
+def _openvino() -> dict[str, Any]:
+    try:
+        import openvino
+    except ImportError:
+        detail = 'not installed: pip install "geomag-edge[openvino]"'
+        return {"engine": "openvino", "works": False, "detail": detail}
+    try:
+        able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except Exception as e:
+        return {"engine": "openvino", "works": False, "detail": str(e).strip().splitlines()[-1]}
+    form = "bf16 too" if "BF16" in able else "no bf16 on this CPU"
+    return {"engine": "openvino", "works": True, "detail": f"CPU, {form}"}
+
+
+def _remembered_row(record: dict[str, Any]) -> tuple[Any, ...]:
+    times = ", ".join(f"{m['engine']} {m['ms']:.1f}" for m in record["measured"])
+    return (
+        record["precision"], record["graph"], record["under"]["threads"] or "-",
+        record["engine"], times, record["measured_at"],
+    )  # fmt: skip
 
 
 def _torch() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.cli.console import counted, print_json, table
-from geomag_edge.cli.run import add_engine_arguments, positive
+from geomag_edge.cli.run import add_engine_arguments, open_pipeline, positive
 
 if TYPE_CHECKING:
     from geomag_edge.calibration import Comparison, Dataset, Report
@@ -73,10 +73,9 @@ def execute(args: argparse.Namespace) -> None:
 
 def _ask(bundle: Any, dataset: Dataset, args: argparse.Namespace, title: str) -> Report:
     from geomag_edge.calibration import evaluate
-    from geomag_edge.runtime.pipeline import Pipeline
 
     with (
-        Pipeline.load(bundle, args.engine, args.precision, args.threads, args.checkpoint) as pipe,
+        open_pipeline(args, bundle) as pipe,
         counted(len(dataset), title, "picture") as progress,
     ):
         return evaluate(pipe, dataset, args.budget, args.max_new_tokens, progress)

@@ -7,21 +7,28 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomag_edge.cli.console import print_json
+from geomag_edge.cli.console import print_json, steps
 from geomag_edge.errors import InputError, OutputError
+from geomag_edge.manifest import Bundle
 
 if TYPE_CHECKING:
     from geomag_edge.runtime.chain import Result
+    from geomag_edge.runtime.pipeline import Pipeline
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that choose what runs the graphs."""
-    parser.add_argument("--engine", default="ort-cpu", help="ort-cpu (default), openvino or torch")
     parser.add_argument(
-        "--precision",
-        help="which graphs of the bundle: fp32, fp16 (default: fp32, or the only one); bf16 runs the "
-        "fp32 graphs in bfloat16, with --engine openvino",
-    )
+        "--engine", default="ort-cpu", metavar="E",
+        help="ort-cpu (default), openvino, torch; auto: for each graph the fastest on this "
+        "machine, measured once and remembered",
+    )  # fmt: skip
+    parser.add_argument("--remeasure", action="store_true", help="with --engine auto: measure anew")
+    parser.add_argument(
+        "--precision", metavar="P",
+        help="which graphs of the bundle: fp32, fp16, ... (default: fp32, or the only one); bf16 "
+        "runs the fp32 graphs in bfloat16, with --engine openvino or auto",
+    )  # fmt: skip
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
     parser.add_argument(
         "--checkpoint", type=Path, metavar="DIR", help="the bundle's checkpoint, for --engine torch"
@@ -56,6 +63,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def open_pipeline(args: argparse.Namespace, bundle: Bundle | None = None) -> Pipeline:
+    """A pipeline as the engine arguments ask for it; `auto`'s measurement shows its progress."""
+    from geomag_edge.runtime.pipeline import Pipeline
+
+    bundle = bundle or Bundle.open(args.bundle)
+    if args.engine != "auto":
+        if args.remeasure:
+            raise InputError(f"--remeasure is for --engine auto, {args.engine} measures nothing")
+        return Pipeline.load(bundle, args.engine, args.precision, args.threads, args.checkpoint)
+    from geomag_edge.graphs import CHAIN
+    from geomag_edge.runtime.auto import AutoEngine
+    from geomag_edge.runtime.engine import default_precision
+
+    precision = args.precision or default_precision(bundle)
+    with steps(len(CHAIN), "auto") as progress:
+        engine = AutoEngine(bundle, precision, args.threads, args.remeasure, progress)
+    return Pipeline.load(bundle, engine)
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     value = int(text)
@@ -66,17 +92,13 @@ def positive(text: str) -> int:
 
 def execute(args: argparse.Namespace) -> None:
     """Asks, writes the outputs, prints the answer."""
-    from geomag_edge.runtime.pipeline import Pipeline
-
     if args.output and args.output.exists() and not args.output.is_dir():
         raise OutputError(f"{args.output} is a file: give a folder for the outputs")
     bands = _numbers(args.bands, int, "--bands", (1, 3))
     value_range = _numbers(args.value_range, float, "--range", (2,))
     show = None if args.json else _show
     with (
-        Pipeline.load(
-            args.bundle, args.engine, args.precision, args.threads, args.checkpoint
-        ) as pipe,
+        open_pipeline(args) as pipe,
         pipe.open(args.image, bands, value_range) as session,
     ):
         result = session.ask(

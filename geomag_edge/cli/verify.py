@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from geomag_edge.cli.console import parity_table, print_json, steps
-from geomag_edge.cli.run import add_engine_arguments
+from geomag_edge.cli.run import add_engine_arguments, open_pipeline
 from geomag_edge.errors import ParityError
 from geomag_edge.graphs import TOLERANCES
 
@@ -19,13 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Verifies and prints the report; drift past tolerance is a failure."""
-    from geomag_edge.runtime.pipeline import Pipeline
     from geomag_edge.runtime.reference import FILES, load_reference
     from geomag_edge.runtime.verify import REPLAYED, verify
 
-    with Pipeline.load(
-        args.bundle, args.engine, args.precision, args.threads, args.checkpoint
-    ) as pipe:
+    with open_pipeline(args) as pipe:
         samples = load_reference(*(pipe.bundle.file(f"reference/{name}") for name in FILES))
         with steps(len(REPLAYED) + len(samples), "verify") as progress:
             report = verify(pipe.chain, samples, TOLERANCES[pipe.chain.engine.precision], progress)

@@ -1,0 +1,311 @@
+"""`auto`: for every graph the engine that is fastest on this machine, by measurement.
+
+No engine is the fastest for every graph (on a CPU, OpenVINO wins most encoders and ONNX Runtime
+most decoders), and none is on every machine. So each candidate opens the graph, answers the
+bundle's reference inputs, and is timed on them if its answers are within tolerance; the choice is
+remembered (`runtime/remembered.py`). A graph has one engine, so the LLM's cache never changes
+hands; between graphs values are numpy arrays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from geomag_edge.errors import EngineError, GeoMagError
+from geomag_edge.graphs import CHAIN, TOLERANCES, Tolerance, past_names, present_names
+from geomag_edge.manifest import Bundle
+from geomag_edge.runtime.engine import ENGINES, Engine, Session, graph_set, open_engine
+from geomag_edge.runtime.reference import FILES, Call, load_reference
+from geomag_edge.runtime.remembered import conditions, place, recall, remember
+from geomag_edge.runtime.values import HOST, Values, values_of
+from geomag_edge.runtime.verify import replay
+
+CANDIDATES = tuple(name for name in ENGINES if name not in ("auto", "torch"))
+"""Engines that `auto` tries; `torch` is the reference and needs the checkpoint."""
+
+ANSWER_TOKENS = 16
+"""A typical answer: how many decode steps count beside one prefill."""
+
+TIMED_STEPS = 4
+"""Decode steps that are really run; their mean stands for all `ANSWER_TOKENS`."""
+
+ROUNDS, ENOUGH_S = (3, 20), 1.0
+"""Least and most rounds of a timing, and the time after which the least is enough."""
+
+Clock = Callable[[], float]
+Work = Callable[[Session, Clock], float]
+"""(open session, clock in seconds) -> milliseconds of one round of a graph's typical work."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One candidate: its best round in ms, and its largest error over an output's scale."""
+
+    engine: str
+    provider: str
+    ms: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A graph's engine, and why. `left_out` gives the reason of each candidate not measured."""
+
+    graph: str
+    engine: str
+    work: str
+    measured: tuple[Measured, ...]
+    left_out: dict[str, str]
+
+
+def choose(
+    graph: str,
+    candidates: Mapping[str, Callable[[], Session]],
+    calls: list[Call],
+    tolerance: Tolerance,
+    layers: int,
+    clock: Clock = time.perf_counter,
+) -> Choice:
+    """Opens each candidate alone, checks its answers, times it, closes it; the fastest is chosen.
+
+    One at a time, because two copies of a language model may not fit; the best round counts,
+    because what else the machine does can only slow a round down.
+
+    Args:
+        graph: the graph's name.
+        candidates: engine name -> opens the graph in it.
+        calls: the reference's calls of this graph.
+        tolerance: what counts as the same answer.
+        layers: of the LLM.
+        clock: in seconds.
+
+    Raises:
+        EngineError: no candidate can run the graph within tolerance.
+    """
+    work, described = _work(graph, calls, layers)
+    measured: list[Measured] = []
+    left_out: dict[str, str] = {}
+    for name, opened in candidates.items():
+        try:
+            session = opened()
+        except GeoMagError as e:
+            left_out[name] = str(e)
+            continue
+        try:
+            drifts = replay(session, calls, tolerance)  # warms up, too
+            if past := next((d for d in drifts if not d.ok), None):
+                left_out[name] = (
+                    f"its output {past.output} is {past.relative:.1e} of its scale off, "
+                    f"{tolerance.relative:.0e} is allowed"
+                )
+                continue
+            worst = max((d.relative for d in drifts), default=0.0)
+            measured.append(Measured(name, session.provider, _best(session, work, clock), worst))
+        except GeoMagError as e:
+            left_out[name] = str(e)
+        finally:
+            session.close()
+    if not measured:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise EngineError(f"no engine of this machine can run the graph {graph}: {reasons}")
+    fastest = min(measured, key=lambda m: m.ms)
+    return Choice(graph, fastest.engine, described, tuple(measured), left_out)
+
+
+def _best(session: Session, work: Work, clock: Clock) -> float:
+    """The fastest round's milliseconds."""
+    start = clock()
+    rounds: list[float] = []
+    while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and clock() - start < ENOUGH_S):
+        rounds.append(work(session, clock))
+    return min(rounds)
+
+
+def _work(graph: str, calls: list[Call], layers: int) -> tuple[Work, str]:
+    """A graph's typical work, and what it is in plain words."""
+    if not calls:
+        raise EngineError(
+            f"the bundle's reference never runs the graph {graph}, so engine auto has nothing to "
+            "time: export the bundle again, or name an engine"
+        )
+    if graph == "llm":
+        prefill = max((c.inputs for c in calls), key=lambda feeds: feeds["inputs_embeds"].shape[1])
+        length = prefill["inputs_embeds"].shape[1]
+        described = f"prefill of {length} tokens, {ANSWER_TOKENS} decode steps"
+        return lambda session, clock: _answer_ms(session, prefill, layers, clock), described
+
+    def every_call(session: Session, clock: Clock) -> float:
+        start = clock()
+        for call in calls:
+            session.run(call.inputs)
+        return (clock() - start) * 1e3
+
+    return every_call, f"the reference's {len(calls)} calls"
+
+
+def _answer_ms(session: Session, prefill: Mapping[str, Any], layers: int, clock: Clock) -> float:
+    """One prefill and a typical answer's decode steps, the cache kept by the engine."""
+    names = list(zip(past_names(layers), present_names(layers), strict=True))
+    kept = frozenset(present for _, present in names)
+    past = prefill["attention_mask"].shape[1]
+    start = clock()
+    out = session.run(prefill, keep=kept)
+    filled = clock()
+    for step in range(TIMED_STEPS):
+        out = session.run(
+            {
+                "inputs_embeds": prefill["inputs_embeds"][:, -1:],
+                "attention_mask": np.ones((1, past + step + 1), np.int64),
+                "position_ids": np.array([[past + step]], np.int64),
+                **{name: out[present] for name, present in names},
+            },
+            keep=kept,
+        )
+    decoded = clock()
+    return ((filled - start) + (decoded - filled) * ANSWER_TOKENS / TIMED_STEPS) * 1e3
+
+
+class AutoEngine:
+    """Opens each graph in the engine that was measured to be the fastest for it.
+
+    `choices` says which and why; `notes` says in plain words which engines were left out.
+    """
+
+    name = "auto"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str,
+        threads: int | None,
+        anew: bool = False,
+        progress: Callable[[str], None] = lambda step: None,
+        candidates: tuple[str, ...] = CANDIDATES,
+    ):
+        """Measures the chain's graphs, those that are not remembered, before any is opened.
+
+        Args:
+            bundle: the bundle.
+            precision: as of `open_engine`.
+            threads: CPU threads of a graph; None leaves it to the engines.
+            anew: measure even what is remembered.
+            progress: called with a few words as each graph's turn comes.
+            candidates: names of the engines to choose from.
+        """
+        self.bundle, self.precision, self.threads = bundle, precision, threads
+        self.choices: dict[str, Choice] = {}
+        self._not_remembered: str | None = None
+        self._anew, self._candidates = anew, candidates
+        self._engines: dict[str, Engine] = {}
+        self._calls: list[Call] | None = None
+        try:
+            for graph in CHAIN:
+                progress(graph)
+                self._decide(graph)
+        except BaseException:
+            self.close()
+            raise
+        self._calls = None  # the reference is needed no more
+
+    def session(self, graph: str) -> Session:
+        """Opens one graph in its engine, whose name the session's provider begins with."""
+        if graph not in self.choices:
+            self._decide(graph)
+        name = self.choices[graph].engine
+        session = self._open(name, graph)
+        session.provider = f"{name}: {session.provider}"
+        return session
+
+    def close(self) -> None:
+        """Closes every engine that was opened."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """In plain words, one line each: engines left out, and a measurement not remembered."""
+        left_out: dict[tuple[str, str], list[str]] = {}
+        for graph in CHAIN:
+            for why in self.choices[graph].left_out.items():
+                left_out.setdefault(why, []).append(graph)
+        everywhere = [why for why, graphs in left_out.items() if len(graphs) == len(CHAIN)]
+        notes = []
+        if everywhere:
+            listed = "; ".join(f"{name} ({reason})" for name, reason in everywhere)
+            notes.append(f"auto chose without {listed}")
+        for (name, reason), graphs in left_out.items():
+            if len(graphs) < len(CHAIN):
+                notes.append(f"auto left {name} out for {', '.join(graphs)}: {reason}")
+        return notes + ([self._not_remembered] if self._not_remembered else [])
+
+    @property
+    def values(self) -> Values:
+        """How the chain joins values: an engine's own way only if that engine runs every graph."""
+        names = {self.choices[graph].engine for graph in CHAIN}
+        return values_of(self._engine(names.pop())) if len(names) == 1 else HOST
+
+    def _engine(self, name: str) -> Engine:
+        if name not in self._engines:
+            self._engines[name] = open_engine(name, self.bundle, self.precision, self.threads)
+        return self._engines[name]
+
+    def _open(self, name: str, graph: str) -> Session:
+        return self._engine(name).session(graph)
+
+    def _decide(self, graph: str) -> None:
+        """Finds a graph's engine: remembered, or measured and then remembered."""
+        stored = graph_set(self.bundle, self.precision)
+        self.bundle.graph(graph, stored)  # a damaged bundle is no engine's fault
+        under = conditions(self.bundle, graph, stored, self._candidates, self.threads)
+        path = place(graph, self.precision, under)
+        choice = None if self._anew else _from_record(recall(path), graph, self._candidates)
+        if choice is None:
+            choice = self._measure(graph)
+            self._not_remembered = remember(path, _to_record(choice, self.precision, under))
+        self.choices[graph] = choice
+
+    def _measure(self, graph: str) -> Choice:
+        if self.precision not in TOLERANCES:
+            raise EngineError(
+                f"engine auto knows no tolerance for {self.precision}: name an engine, such as "
+                "ort-cpu"
+            )
+        if self._calls is None:
+            samples = load_reference(*(self.bundle.file(f"reference/{name}") for name in FILES))
+            self._calls = [call for sample in samples for call in sample.calls]
+        calls = [call for call in self._calls if call.graph == graph]
+        openers = {name: partial(self._open, name, graph) for name in self._candidates}
+        layers = self.bundle.manifest.decoder.layers
+        return choose(graph, openers, calls, TOLERANCES[self.precision], layers)
+
+
+def _to_record(choice: Choice, precision: str, under: dict[str, Any]) -> dict[str, Any]:
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return asdict(choice) | {"precision": precision, "measured_at": when, "under": under}
+
+
+def _from_record(
+    record: dict[str, Any] | None, graph: str, candidates: tuple[str, ...]
+) -> Choice | None:
+    """A remembered choice; None if it is not one, so that it gets measured anew."""
+    if record is None:
+        return None
+    try:
+        choice = Choice(
+            graph=record["graph"],
+            engine=record["engine"],
+            work=str(record["work"]),
+            measured=tuple(Measured(**m) for m in record["measured"]),
+            left_out={str(k): str(v) for k, v in record["left_out"].items()},
+        )
+    except (KeyError, TypeError, AttributeError):
+        return None
+    return choice if choice.graph == graph and choice.engine in candidates else None

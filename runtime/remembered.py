@@ -1,0 +1,132 @@
+"""What the `auto` engine has measured on this machine, one small JSON file a graph.
+
+A file's name holds a digest of all that the measurement depended on: the graph's files, the
+reference inputs, the candidates, their versions, the machine and the threads. So whatever changes,
+the old file is simply not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from geomag_edge import __version__
+from geomag_edge.manifest import Bundle
+
+FORMAT_VERSION = 1
+
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13")
+"""Whose versions decide how fast a graph runs."""
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this program, by the platform's own convention."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        base = Path(given)
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path.home() / ".cache"
+    return base / "geomag-edge" / "engines"
+
+
+def machine() -> dict[str, Any]:
+    """What of this machine decides a graph's speed: CPU, usable cores, board and GPUs."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    affinity = getattr(os, "sched_getaffinity", None)
+    board = Path("/proc/device-tree/model")
+    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "board": board.read_text().strip("\0\n") if board.exists() else None,
+        "gpus": [line for g in gpus for line in g.read_text().splitlines() if "Model" in line],
+    }
+
+
+def versions() -> dict[str, str]:
+    """This program's version and those of the installed engines."""
+    found = {"geomag-edge": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def conditions(
+    bundle: Bundle, graph: str, stored: str, candidates: tuple[str, ...], threads: int | None
+) -> dict[str, Any]:
+    """All that a measurement of one graph depends on, as plain data.
+
+    Args:
+        bundle: the bundle.
+        graph: the graph's name.
+        stored: the set of the bundle's graphs that holds it.
+        candidates: names of the engines to be measured.
+        threads: CPU threads asked for, or None.
+    """
+    record = bundle.record(graph, stored)
+    forms = [record, *(record.get("forms", {})[k] for k in sorted(record.get("forms", {})))]
+    files = [name for form in forms for name in (form["file"], *form["data"])]
+    hashes = bundle.manifest.files
+    return {
+        "format": FORMAT_VERSION,
+        "graph_sha256": {name: hashes[name] for name in files},
+        "reference_sha256": hashes.get("reference/arrays.npz"),
+        "candidates": list(candidates),
+        "threads": threads,
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def place(graph: str, precision: str, measured_under: dict[str, Any]) -> Path:
+    """The file that remembers one graph's choice under these conditions."""
+    text = json.dumps(measured_under, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cache_folder() / f"{graph}-{precision}-{digest}.json"
+
+
+def recall(path: Path) -> dict[str, Any] | None:
+    """What a file remembers; None where there is none, or one that is no such record."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and record.get("format") == FORMAT_VERSION else None
+
+
+def remember(path: Path, record: dict[str, Any]) -> str | None:
+    """Writes a record, whole or not at all; why it could not, in plain words, or None."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as f:
+                json.dump({"format": FORMAT_VERSION} | record, f, indent=1)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as e:
+        return f"auto's measurement is not remembered: cannot write {path.parent}: {e.strerror}"
+    return None
+
+
+def everything() -> list[dict[str, Any]]:
+    """Every record in the cache folder, by graph and precision."""
+    found = [recall(path) for path in sorted(cache_folder().glob("*.json"))]
+    return [record for record in found if record is not None]
