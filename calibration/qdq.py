@@ -25,7 +25,7 @@ def quantize_linears(
     model: ir.Model,
     scales: GraphScales,
     keep: Collection[str] = frozenset(),
-    method: str = "percentile",
+    method: str = "mse",
 ) -> list[str]:
     """Puts int8 Q/DQ around a graph's linear layers, in place.
 
@@ -117,7 +117,7 @@ def _weight(model: ir.Model, linear: Linear) -> ir.Value:
         {"axis": linear.out_axis},
         name=f"{name}_dequantize",
     )
-    _name(restored, f"{name}_dequantized", const.dtype, const.shape)
+    _name(restored, f"{name}_dequantized", const.dtype, ir.Shape(values.shape))
     model.graph.insert_before(linear.node, restored)
     return restored.outputs[0]
 
@@ -125,7 +125,7 @@ def _weight(model: ir.Model, linear: Linear) -> ir.Value:
 def _constant(model: ir.Model, name: str, array: NDArray) -> ir.Value:
     tensor = ir.tensor(array, name=name)
     value = ir.Value(
-        name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     model.graph.register_initializer(value)
     return value
