@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from geomag_edge.cli.console import needs_extra, parity_table, print_json, steps
-from geomag_edge.targets import TARGETS, find_target
+from geomag_edge.cli.targets import add_catalog_argument
+from geomag_edge.targets import known, load_catalog
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,16 +19,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         default="portable",
         metavar="T",
-        help="what the graphs are for: "
-        + "; ".join(f"{t.name} (opset {t.opset}: {t.note})" for t in TARGETS.values()),
+        help="what the graphs are for: auto (this machine), or "
+        + "; ".join(f"{t.name} (opset {t.opset}: {t.note})" for t in known().targets.values()),
     )
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "fp16"))
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    add_catalog_argument(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
     """Exports and prints the parity report."""
-    target = find_target(args.target)
+    catalog = load_catalog(args.targets_file)
+    name = args.target
+    if name == "auto":
+        from geomag_edge.targets.detect import choose_target, look_around
+
+        machine = look_around()
+        name = choose_target(machine, catalog, engines=False)
+        print(f"export: saw {machine}: target {name}", file=sys.stderr)
+    target = catalog.target(name)
     with needs_extra("export"):
         from geomag_edge.export.exporter import STEPS, export_bundle
     with steps(STEPS, "export") as progress:
@@ -34,7 +45,9 @@ def execute(args: argparse.Namespace) -> None:
             args.checkpoint, args.output, args.dtype, target.opset, args.force, progress
         )
     if args.json:
-        print_json({"bundle": str(args.output), "parity": report.to_json()})
+        print_json(
+            {"bundle": str(args.output), "target": target.name, "parity": report.to_json()}
+        )
     else:
         print(parity_table(report.to_json()))
-        print(f"bundle written to {args.output}")
+        print(f"bundle for {target.name} written to {args.output}")

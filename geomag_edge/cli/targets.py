@@ -1,0 +1,78 @@
+"""List the targets and devices that graphs and engines can be made for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from geomag_edge.cli.console import print_json, table
+from geomag_edge.targets import Target, load_catalog
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `targets`."""
+    add_catalog_argument(parser)
+
+
+def add_catalog_argument(parser: argparse.ArgumentParser) -> None:
+    """`--targets-file`, for every command that takes a target."""
+    parser.add_argument(
+        "--targets-file",
+        type=Path,
+        metavar="FILE",
+        help="JSON with targets or devices of your own (docs/TARGETS.md)",
+    )
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Prints targets, devices and what this machine is."""
+    from geomag_edge.targets.detect import choose_target, look_around
+
+    catalog = load_catalog(args.targets_file)
+    machine = look_around()
+    here = {
+        "saw": str(machine),
+        "export": choose_target(machine, catalog, engines=False),
+        "build": choose_target(machine, catalog, engines=True),
+    }
+    if args.json:
+        print_json(
+            {
+                "targets": [_target(t) for t in catalog.targets.values()],
+                "devices": [dataclasses.asdict(d) for d in catalog.devices.values()],
+                "here": here | {"machine": machine.to_json()},
+            }
+        )
+        return
+    rows = [
+        (t.name, _versions(t), t.opset, t.attention, " ".join(t.dtypes), t.plugins, t.profiles,
+         " ".join(t.sm) or "-")
+        for t in catalog.targets.values()
+    ]  # fmt: skip
+    print(table(("target", "TensorRT", "opset", "attention", "dtypes", "plugins", "profiles",
+                 "sm"), rows))  # fmt: skip
+    print()
+    devices = [
+        (d.name, d.sm, d.fp16_tflops, d.int8_tops or "-", d.gb_s, d.gb,
+         "/".join(f"{w:g}" for w in d.watts), " ".join(d.targets))
+        for d in catalog.devices.values()
+    ]  # fmt: skip
+    print(table(("device", "sm", "FP16 TFLOP/s", "INT8 TOPS", "GB/s", "GB", "W", "targets"),
+                devices))  # fmt: skip
+    print()
+    print(f"this machine: {here['saw']}; --target auto exports for {here['export']} and builds for "
+          f"{here['build']}")  # fmt: skip
+
+
+def _versions(target: Target) -> str:
+    if target.versions is None:
+        return "-"
+    kind = "RTX " if target.flavour == "tensorrt_rtx" else ""
+    return f"{kind}{target.versions[0]} to < {target.versions[1]}"
+
+
+def _target(target: Target) -> dict:
+    record = dataclasses.asdict(target)
+    record["operators"] = sorted(target.operators) if target.operators is not None else None
+    return record
