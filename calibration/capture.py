@@ -7,6 +7,8 @@ outputs are folded into histograms and dropped, so memory does not grow with the
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -184,12 +186,14 @@ class Captured:
         asked: (level of the set or "-", routed level, budget) -> questions.
         calls: runs of each graph.
         seconds: it took.
+        peak_memory_mb: the process's largest resident size until then.
     """
 
     scales: Scales
     asked: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    peak_memory_mb: float = 0.0
 
 
 def capture(
@@ -248,7 +252,14 @@ def capture(
         )
     about = describe(data) | {"levels": dict(Counter(level for level, _, _ in asked.elements()))}
     scales = Scales(about, settings(), graphs, notes)
-    return Captured(scales, asked, engine.calls, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Captured(scales, asked, engine.calls, seconds, _peak_memory_mb())
+
+
+def _peak_memory_mb() -> float:
+    """The largest resident size of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def budget_turns(manifest: Manifest) -> list[TokenBudget | None]:

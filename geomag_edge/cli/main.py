@@ -13,11 +13,13 @@ from typing import NoReturn
 
 from geomag_edge import __version__
 from geomag_edge.cli import (
+    calibrate,
     compose,
     doctor,
     eval,
     export,
     inspect,
+    quantize,
     quickstart,
     run,
     scenes,
@@ -25,7 +27,7 @@ from geomag_edge.cli import (
 )
 from geomag_edge.errors import GeoMagError
 
-COMMANDS = (quickstart, export, compose, scenes, run, verify, eval, inspect, doctor)
+COMMANDS = (quickstart, export, compose, scenes, run, verify, eval, calibrate, quantize, inspect, doctor)
 
 
 class Parser(argparse.ArgumentParser):
