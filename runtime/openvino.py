@@ -98,7 +98,8 @@ class OpenVinoSession:
             for port in self._compiled.inputs
         }
         self._outputs = {
-            port.get_any_name(): port.get_element_type() for port in self._compiled.outputs
+            port.get_any_name(): (port.get_element_type(), _least_shape(port.get_partial_shape()))
+            for port in self._compiled.outputs
         }
 
     def run(self, feeds: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -120,18 +121,25 @@ class OpenVinoSession:
                     arrays.append(np.ascontiguousarray(value, dtype=dtype))
                     value = openvino.Tensor(arrays[-1], shared_memory=arrays[-1].size > 0)
                 self._request.set_tensor(name, value)
-            for name in keep:
-                fresh = openvino.Tensor(self._outputs[name], openvino.Shape([0]))
-                self._request.set_tensor(name, fresh)
+            # Outputs are written where no earlier run's are, so none of them needs a copy.
+            found = {name: openvino.Tensor(*form) for name, form in self._outputs.items()}
+            for name, tensor in found.items():
+                self._request.set_tensor(name, tensor)
             self._request.infer()
-            found = {name: self._request.get_tensor(name) for name in self._outputs}
         except Exception as e:
             raise EngineError(f"OpenVINO failed on a graph: {_reason(e)}") from e
-        return {name: t if name in keep else np.array(t.data) for name, t in found.items()}
+        return {name: t if name in keep else t.data for name, t in found.items()}
 
     def close(self) -> None:
         """Drops the request and the model, and with them their memory."""
         del self._request, self._compiled
+
+
+def _least_shape(shape: Any) -> Any:
+    """An output's shape where it is fixed, else an empty one, which OpenVINO then enlarges."""
+    import openvino
+
+    return shape.to_shape() if shape.is_static else openvino.Shape([0])
 
 
 def _reason(e: Exception) -> str:

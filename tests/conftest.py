@@ -16,6 +16,15 @@ FAMILIES = ("qwen3-siglip", "llama-clip", "qwen2-clip")
 MAIN_FAMILY = "qwen2-clip"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What engine auto measures here is neither left in the user's cache nor read from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def tokenizers():
     """(for the LLM, for PSC): byte-level, so that any text can be read; both end with `</s>`."""
