@@ -49,6 +49,7 @@ setup(
         "geomag_edge.scenes",
         "geomag_edge.targets",
         "geomag_edge.model.train",
+        "geomag_edge.runtime.cuda",
         *(f"geomag_edge.{stage}" for stage in STAGES),
     ],
     package_dir={

@@ -225,12 +225,8 @@ class SceneSession:
             PromptError: empty, or too long for the model with this budget.
             BudgetError: an impossible budget.
         """
-        chain, scene, manifest, watch = (
-            self.chain,
-            self.scene,
-            self.chain.manifest,
-            Stopwatch(self.chain.values),
-        )
+        chain, scene, manifest = self.chain, self.scene, self.chain.manifest
+        watch = Stopwatch(chain.values)
         coder, settings = chain.coder, chain.coder.settings
         if not chain.sessions:
             raise EngineError("this pipeline is closed: load the bundle again")

@@ -71,7 +71,8 @@ def decode_greedily(
     kept = values.kept | frozenset(present_names(shape.layers))
     names = list(zip(past_names(shape.layers), present_names(shape.layers), strict=True))
     start = values.now()
-    prompt = values.concat([listed(before), visual, listed([*after, *prefix])])
+    texts = [listed(ids) if ids else None for ids in (before, [*after, *prefix])]
+    prompt = values.concat([p for p in (texts[0], visual, texts[1]) if p is not None])
     length = len(prompt)
     nothing = np.zeros((1, shape.kv_heads, 0, shape.head_dim), np.float32)
     out = llm.run(

@@ -115,8 +115,7 @@ class Scene:
         Returns:
             Normalised views [K,3,S,S]; 0 outside the image.
         """
-        fill = np.rint(checked_mean_std(mean_std)[0] * 255).clip(0, 255)
-        colour = (int(fill[0]), int(fill[1]), int(fill[2]))
+        colour = _fill_colour(mean_std)
         if self._raster is None:
             return psc_crop(self._filled(colour), boxes, mean_std, size, dtype)
         boxes = checked_boxes(boxes)
@@ -131,6 +130,12 @@ class Scene:
             view[:] = psc_crop(tile, local[None], mean_std, size, dtype)[0]
             _clear_outside(view, box, self.height, self.width)
         return views
+
+    def resident(self, mean_std: NDArray[np.float32]) -> U8 | None:
+        """The image u8[H,W,3] as `crop` reads it, or None where it is read by windows."""
+        if self._raster is not None:
+            return None
+        return self._filled(_fill_colour(mean_std))
 
     def thumbnail(self, max_px: int) -> tuple[U8, float]:
         """The whole image, its longer side at most `max_px`: (u8[h,w,3], thumbnail px per px)."""
@@ -168,6 +173,12 @@ class Scene:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _fill_colour(mean_std: NDArray[np.float32]) -> tuple[int, int, int]:
+    """The mean as bytes."""
+    red, green, blue = np.rint(checked_mean_std(mean_std)[0] * 255).clip(0, 255)
+    return int(red), int(green), int(blue)
 
 
 def _level_for(raster: Raster, want: float, window_px: float | None) -> tuple[Level, int]:
