@@ -29,8 +29,6 @@ BLOCKS = (16, 32, 64, 128, 256)
 BLOCK_OPSET = 21
 """The first opset whose DequantizeLinear has blocks and int4."""
 
-LOWEST, HIGHEST = -8, 7
-
 CLIPPING = tuple(float(d) for d in np.linspace(7.0, 11.0, 17))
 """Steps that a block's largest magnitude is divided into; above 7.5 the largest are clipped."""
 
@@ -40,14 +38,16 @@ class BlockWeight:
     """One weight in blocks.
 
     Attributes:
-        codes: int8[K,N], -8..7 (one byte each in memory; packed when written).
+        codes: int8[K,N], -8..7 or -128..127 (one byte each in memory; packed when written).
         scales: f32[K/block,N].
         block: rows of a block.
+        bits: 4 or 8.
     """
 
     codes: NDArray[np.int8]
     scales: NDArray[np.float32]
     block: int
+    bits: int = 4
 
     def dequantized(self) -> NDArray[np.float32]:
         """f32[K,N], what the runtimes multiply with."""
@@ -62,7 +62,10 @@ def block_for(rows: int, largest: int) -> int | None:
 
 
 def block_weight(
-    weight: NDArray[np.floating], block: int, importance: NDArray[np.floating] | None = None
+    weight: NDArray[np.floating],
+    block: int,
+    importance: NDArray[np.floating] | None = None,
+    bits: int = 4,
 ) -> BlockWeight:
     """Quantises one weight, each block with the scale of least squared error.
 
@@ -71,7 +74,9 @@ def block_weight(
         block: rows of a block.
         importance: f[K], how much an error in a row of the weight matters: the mean square of the
             activation that it meets. None counts every row the same.
+        bits: 4 or 8.
     """
+    divisors = CLIPPING if bits == 4 else (127.0,)
     rows, columns = weight.shape
     weigh = np.ones(rows) if importance is None else np.asarray(importance, np.float64)
     # A floor, so that channels which calibration saw dead still get sensible codes.
@@ -85,23 +90,24 @@ def block_weight(
         largest = np.abs(part).max(axis=1, keepdims=True)
         best = np.full(largest.shape, np.inf, np.float32)
         chosen = np.ones_like(largest)
-        for divisor in CLIPPING:
+        for divisor in divisors:
             scale = np.where(largest > 0, largest / divisor, 1.0).astype(np.float32)
-            error = part - _codes(part, scale) * scale
+            error = part - _codes(part, scale, bits) * scale
             error *= error
             error *= weigh
             loss = error.sum(axis=1, keepdims=True)
             better = loss < best
             best = np.where(better, loss, best)
             chosen = np.where(better, scale, chosen)
-        found = _codes(part, chosen)
+        found = _codes(part, chosen, bits)
         codes[:, at : at + step] = found.reshape(rows, -1)
         scales[:, at : at + step] = chosen[:, 0]
-    return BlockWeight(codes, scales, block)
+    return BlockWeight(codes, scales, block, bits)
 
 
-def _codes(part: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.clip(np.rint(part / scale), LOWEST, HIGHEST)
+def _codes(part: NDArray[np.float32], scale: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    limit = 1 << (bits - 1)
+    return np.clip(np.rint(part / scale), -limit, limit - 1)
 
 
 def quantize_blocks(
@@ -109,6 +115,7 @@ def quantize_blocks(
     block: int = 64,
     keep: Collection[str] = (),
     importance: Mapping[str, NDArray[np.floating]] | None = None,
+    wide8: Collection[str] | None = None,
 ) -> dict[str, BlockWeight]:
     """Searches the scales of every linear layer of a decoder; the graph is not changed.
 
@@ -117,12 +124,16 @@ def quantize_blocks(
         block: the largest block; a weight whose rows it does not divide gets a smaller one.
         keep: names of nodes to leave out.
         importance: activation name (`Linear.tensor`) -> f[K], see `block_weight`.
+        wide8: names of nodes that get 8 bits; None gives them to the last layer, whose errors
+            nothing evens out and which is read whole for every token.
 
     Returns:
         node name -> its weight in blocks. Weights with no fitting block are left out.
     """
     if block not in BLOCKS:
         raise InputError(f"blocks of {block} are not supported: choose one of {BLOCKS}")
+    if wide8 is None:
+        wide8 = last_layers(model)
     found = {}
     for linear in find_linears(model):
         tensor = linear.weight.const_value
@@ -131,8 +142,16 @@ def quantize_blocks(
         fitting = block_for(tensor.shape.numpy()[0], block)
         if fitting is not None:
             rows = None if importance is None else importance.get(linear.tensor)
-            found[linear.name] = block_weight(tensor.numpy(), fitting, rows)
+            bits = 8 if linear.name in wide8 else 4
+            found[linear.name] = block_weight(tensor.numpy(), fitting, rows, bits)
     return found
+
+
+def last_layers(model: ir.Model) -> frozenset[str]:
+    """The linear layers whose result is an output of the graph: a decoder's head."""
+    return frozenset(
+        linear.name for linear in find_linears(model) if linear.node.outputs[0].is_graph_output()
+    )
 
 
 def _is_plain(linear: Linear) -> bool:
@@ -164,7 +183,7 @@ def as_qdq(model: ir.Model, weights: Mapping[str, BlockWeight]) -> ir.Model:
             node = ir.node(
                 "DequantizeLinear",
                 [
-                    _initializer(model, f"{name}_int4", _int4(found.codes)),
+                    _initializer(model, f"{name}_int{found.bits}", _integers(found)),
                     _initializer(model, f"{name}_scale", ir.Tensor(scales)),
                 ],
                 {"axis": 0, "block_size": found.block},
@@ -205,7 +224,7 @@ def as_matmulnbits(
                 _initializer(model, f"{name}_nbits_scale", ir.Tensor(scales)),
             ],
             {
-                "K": rows, "N": columns, "bits": 4, "block_size": found.block,
+                "K": rows, "N": columns, "bits": found.bits, "block_size": found.block,
                 "accuracy_level": accuracy_level,
             },
             domain="com.microsoft",
@@ -242,19 +261,23 @@ def _numpy(linear: Linear) -> np.dtype:
     return linear.weight.const_value.dtype.numpy()
 
 
-def _int4(codes: NDArray[np.int8]) -> ir.PackedTensor:
-    """Two codes a byte in the order of memory, the first in the low half."""
-    flat = codes.reshape(-1).view(np.uint8) & 0xF
+def _integers(weight: BlockWeight) -> ir.TensorProtocol:
+    """int4: two codes a byte in the order of memory, the first in the low half."""
+    if weight.bits == 8:
+        return ir.Tensor(weight.codes)
+    flat = weight.codes.reshape(-1).view(np.uint8) & 0xF
     packed = flat[0::2] | (flat[1::2] << 4)
-    return ir.PackedTensor(packed, ir.DataType.INT4, shape=ir.Shape(codes.shape))
+    return ir.PackedTensor(packed, ir.DataType.INT4, shape=ir.Shape(weight.codes.shape))
 
 
 def _nibbles(weight: BlockWeight) -> NDArray[np.uint8]:
-    """u8[N,K/block,block/2]: codes shifted to 0..15, two a byte along K, the first in the low."""
+    """u8[N,K/block,bytes]: codes shifted to 0 and up, along K; of two in a byte the first is low."""
     rows, columns = weight.codes.shape
-    codes = (weight.codes.T + 8).astype(np.uint8)
-    packed = codes[:, 0::2] | (codes[:, 1::2] << 4)
-    return packed.reshape(columns, rows // weight.block, weight.block // 2)
+    shifted = np.ascontiguousarray(weight.codes.T).astype(np.int16) + (1 << (weight.bits - 1))
+    codes = shifted.astype(np.uint8)
+    if weight.bits == 4:
+        codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return codes.reshape(columns, rows // weight.block, -1)
 
 
 def _initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
