@@ -17,8 +17,8 @@ from geomag_edge.errors import CalibrationError
 BINS = 4096
 """At least half of them are in use, so a bin is at most an eighth of an int8 step."""
 SAMPLE = 1 << 18
-"""Values of one tensor in one run that enter the histogram, evenly spaced; the largest magnitude
-and the channels' statistics are taken from all values."""
+"""About so many values of one tensor in one run enter the histogram, in whole rows evenly spaced, so
+that every channel has its share; the largest magnitude is taken from all values."""
 STEPS = 127
 PERCENTILE = 99.99
 """Of the magnitudes; what lies above is clipped."""
@@ -43,10 +43,10 @@ class Histogram:
         self._zeros = 0
 
     def add(self, magnitudes: NDArray[np.floating], absmax: float | None = None) -> None:
-        """Adds values of any shape, none below 0.
+        """Adds values.
 
         Args:
-            magnitudes: absolute values.
+            magnitudes: absolute values, any shape with channels last.
             absmax: their maximum, if it is known.
         """
         if magnitudes.size == 0:
@@ -56,7 +56,8 @@ class Histogram:
             raise CalibrationError("values that are not finite")
         self.seen += magnitudes.size
         self.absmax = max(self.absmax, absmax)
-        flat = magnitudes.reshape(-1)[:: max(1, magnitudes.size // SAMPLE)]
+        rows = magnitudes.reshape(-1, magnitudes.shape[-1])
+        flat = rows[:: max(1, rows.size // SAMPLE)].reshape(-1)
         if self.absmax == 0:
             self._zeros += flat.size
             return
@@ -153,7 +154,7 @@ def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
 
 
 def _candidates(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Bin edges worth trying: 256 from an eighth of the used bins up to the last of them."""
+    """Bin edges worth trying: 256 from a sixteenth of the used bins up to the last of them."""
     last = int(np.flatnonzero(counts)[-1]) + 1
     low = min(last, max(STEPS + 1, last // 16))
     return np.unique(np.linspace(low, last, 256).astype(np.int64))

@@ -24,6 +24,8 @@ from .scales import Channels, GraphScales, TensorScale
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 """How much of a channel's loudness moves into the weights; each group takes the best or none."""
+WORTH = 0.8
+"""Smoothing is taken where it leaves at most this part of the predicted error."""
 ROWS = 100_000
 """A smoothed activation's threshold is what so many rows would show, going by the rows there were:
 the largest of n normal values grows as the root of log n. Without this margin an alpha of 1, which
@@ -135,8 +137,8 @@ def predicted_error(
 def _best(
     seen: Channels, weight: NDArray[np.float32], threshold: float, count: int
 ) -> NDArray[np.float32] | None:
-    """The factors of the least predicted error, None if that is without smoothing."""
-    least = predicted_error(seen, weight, np.ones_like(seen.absmax), threshold)
+    """The factors of the least predicted error, None where smoothing is not `WORTH` it."""
+    least = WORTH * predicted_error(seen, weight, np.ones_like(seen.absmax), threshold)
     best = None
     for alpha in ALPHAS:
         factors = _factors(seen, weight, alpha)
