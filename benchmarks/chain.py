@@ -208,14 +208,16 @@ def interleaved(
     return {name: median(values) for name, values in times.items()}
 
 
-def machine(threads: int) -> dict[str, Any]:
+PACKAGES = ("torch", "transformers", "onnxruntime", "numpy")
+
+
+def machine(threads: int, packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
     """What the figures were taken on."""
     cpu = platform.processor() or "unknown"
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
-    packages = ("torch", "transformers", "onnxruntime", "numpy")
     return {
         "cpu": cpu,
         "threads": threads,

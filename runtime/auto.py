@@ -21,7 +21,14 @@ import numpy as np
 from geomag_edge.errors import EngineError, GeoMagError
 from geomag_edge.graphs import CHAIN, TOLERANCES, Tolerance, past_names, present_names
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.engine import ENGINES, Engine, Session, graph_set, open_engine
+from geomag_edge.runtime.engine import (
+    BF16_ENGINES,
+    ENGINES,
+    Engine,
+    Session,
+    graph_set,
+    open_engine,
+)
 from geomag_edge.runtime.reference import FILES, Call, load_reference
 from geomag_edge.runtime.remembered import conditions, place, recall, remember
 from geomag_edge.runtime.values import HOST, Values, values_of
@@ -254,7 +261,10 @@ class AutoEngine:
 
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:
-            self._engines[name] = open_engine(name, self.bundle, self.precision, self.threads)
+            precision = self.precision
+            if name not in BF16_ENGINES:  # they compete with the fp32 graphs, which are no worse
+                precision = graph_set(self.bundle, precision)
+            self._engines[name] = open_engine(name, self.bundle, precision, self.threads)
         return self._engines[name]
 
     def _open(self, name: str, graph: str) -> Session:

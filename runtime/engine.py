@@ -15,6 +15,9 @@ ENGINES = ("auto", "torch", "ort-cpu", "openvino")
 BF16 = "bf16"
 """The precision that runs a bundle's fp32 graphs in bfloat16: half the bytes of every weight."""
 
+BF16_ENGINES = ("openvino",)
+"""Engines that have `bf16`."""
+
 
 class Session(Protocol):
     """One graph, ready to run.
@@ -74,7 +77,7 @@ def open_engine(
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: this version has {', '.join(ENGINES)}")
     as_bf16 = graph_set(bundle, precision) != precision
-    if as_bf16 and name not in ("openvino", "auto"):
+    if as_bf16 and name not in (*BF16_ENGINES, "auto"):
         raise EngineError(
             f"{name} has no {BF16}: --engine openvino runs a bundle's fp32 graphs in bfloat16"
         )
