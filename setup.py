@@ -48,6 +48,7 @@ setup(
         "geomag_edge.cli",
         "geomag_edge.scenes",
         "geomag_edge.targets",
+        "geomag_edge.runtime.tensorrt",
         "geomag_edge.model.train",
         "geomag_edge.runtime.cuda",
         *(f"geomag_edge.{stage}" for stage in STAGES),

@@ -20,7 +20,7 @@ from geomag_edge.export.llm import llm_graph
 from geomag_edge.export.mask_head import mask_head_graph
 from geomag_edge.export.parity import capture, release
 from geomag_edge.export.psc import psc_graph, psc_select_graph
-from geomag_edge.graphs import TOLERANCES, GraphSpec, all_graphs, port_records
+from geomag_edge.graphs import CHAIN, TOLERANCES, GraphSpec, all_graphs, port_records
 from geomag_edge.manifest import MANIFEST, Bundle, Manifest, sha256_of
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration, load_checkpoint
 from geomag_edge.model.processor import TOKENIZERS, GeoMagProcessor
@@ -30,6 +30,8 @@ from geomag_edge.runtime.ort import OrtEngine
 from geomag_edge.runtime.reference import Sample, save_reference
 from geomag_edge.runtime.verify import Report, verify
 from geomag_edge.staging import staged_folder
+from geomag_edge.targets import Target
+from geomag_edge.targets.check import check_graph
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 WIDE = {"fp32": "float32", "fp16": "float16"}
@@ -45,6 +47,7 @@ def export_bundle(
     opset: int = 23,
     force: bool = False,
     progress: Callable[[str], None] = lambda step: None,
+    target: Target | None = None,
 ) -> Report:
     """Exports a checkpoint to a bundle and proves that it answers as PyTorch does.
 
@@ -57,6 +60,7 @@ def export_bundle(
         opset: 23 (fused attention) or 20 (decomposed).
         force: replace an existing `out`.
         progress: called with a few words as each step starts.
+        target: refuse graphs of the chain that it cannot take.
 
     Returns:
         The parity report, which the manifest holds too.
@@ -64,6 +68,7 @@ def export_bundle(
     Raises:
         CheckpointError, ExportError, OutputError.
         ParityError: a graph or the chain is past the precision's tolerance; nothing is written.
+        TargetError: the target cannot take a graph; nothing is written.
     """
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -86,6 +91,9 @@ def export_bundle(
         _export_graphs(model, folder, opset, progress)
         del model
         gc.collect()  # the exporter leaves cycles that keep the whole checkpoint mapped
+        if target is not None:
+            for name in CHAIN:
+                check_graph(folder / f"{name}.onnx", target)
         manifest.graphs[dtype] = {
             spec.name: _record(spec, folder, stage, dtype, opset)
             for spec in all_graphs(manifest.decoder.layers)

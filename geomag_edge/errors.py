@@ -49,6 +49,10 @@ class EngineError(InputError):
     """An engine is unknown or cannot run here."""
 
 
+class TargetError(InputError):
+    """A graph holds what its target cannot take."""
+
+
 class OutputError(InputError):
     """The place to write to cannot be written."""
 
@@ -63,6 +67,10 @@ class ExportError(GeoMagError):
 
 class ParityError(GeoMagError):
     """A graph or the chain drifted past its tolerance."""
+
+
+class FitError(GeoMagError):
+    """A model does not fit a device's memory."""
 
 
 class KernelError(GeoMagError):

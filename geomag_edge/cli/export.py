@@ -42,7 +42,7 @@ def execute(args: argparse.Namespace) -> None:
         from geomag_edge.export.exporter import STEPS, export_bundle
     with steps(STEPS, "export") as progress:
         report = export_bundle(
-            args.checkpoint, args.output, args.dtype, target.opset, args.force, progress
+            args.checkpoint, args.output, args.dtype, target.opset, args.force, progress, target
         )
     if args.json:
         print_json(

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from geomag_edge import __version__
 from geomag_edge.cli import (
+    build,
     calibrate,
     compose,
     doctor,
@@ -23,11 +24,26 @@ from geomag_edge.cli import (
     quickstart,
     run,
     scenes,
+    targets,
     verify,
 )
 from geomag_edge.errors import GeoMagError
 
-COMMANDS = (quickstart, export, compose, scenes, run, verify, eval, calibrate, quantize, inspect, doctor)
+COMMANDS = (
+    quickstart,
+    export,
+    compose,
+    scenes,
+    run,
+    verify,
+    eval,
+    calibrate,
+    quantize,
+    targets,
+    build,
+    inspect,
+    doctor,
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,258 @@
+"""build.json: what was built, from what, for whom; read by the runtime before an engine is opened.
+
+Needs no engine module. docs/TARGETS.md has the fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from geomag_edge.errors import BundleError, EngineError
+from geomag_edge.manifest import Bundle
+from geomag_edge.runtime.tensorrt.profiles import Limits, Profile
+
+RECORD = "build.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """One serialised engine of a graph.
+
+    Attributes:
+        file: its path in the bundle; `Bundle.file` checks its sha256.
+        bytes: its size.
+        source: the ONNX file and the sha256 of it and its data.
+        profiles: in the engine's order.
+        shapes: for each profile, input -> least, usual, most shape.
+        inputs, outputs: name, dtype and axes, as the manifest has them of the graph.
+        memory: `weights_bytes`, `activation_bytes` (of each profile) as the builder reports them.
+        layer_precisions: how many matrix-multiplying layers run in each type.
+        build_s: how long the build took.
+    """
+
+    file: str
+    sha256: str
+    bytes: int
+    source: dict[str, Any]
+    profiles: tuple[Profile, ...]
+    shapes: tuple[dict[str, Any], ...]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    memory: dict[str, Any] | None
+    layer_precisions: dict[str, int]
+    warnings: list[str]
+    build_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The form in build.json."""
+        memory = self.memory or {}
+        each = memory.get("activation_bytes", [None] * len(self.profiles))
+        return {
+            "file": self.file,
+            "sha256": self.sha256,
+            "bytes": self.bytes,
+            "source": self.source,
+            "profiles": [
+                {
+                    "name": p.name,
+                    "axes": {a: list(span) for a, span in p.axes.items()},
+                    "shapes": shapes,
+                    "activation_bytes": activations,
+                }
+                for p, shapes, activations in zip(self.profiles, self.shapes, each, strict=True)
+            ],
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "memory": None
+            if self.memory is None
+            else {
+                "weights_bytes": memory["weights_bytes"],
+                "activation_bytes": max(each),
+                "from": memory["from"],
+            },
+            "layer_precisions": self.layer_precisions,
+            "warnings": self.warnings,
+            "build_s": self.build_s,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EngineFile:
+        """Reads `to_json`'s form."""
+        memory = data["memory"]
+        if memory is not None:
+            memory = {
+                "weights_bytes": int(memory["weights_bytes"]),
+                "activation_bytes": [int(p["activation_bytes"]) for p in data["profiles"]],
+                "from": str(memory["from"]),
+            }
+        return cls(
+            file=str(data["file"]),
+            sha256=str(data["sha256"]),
+            bytes=int(data["bytes"]),
+            source=dict(data["source"]),
+            profiles=tuple(
+                Profile(p["name"], {a: tuple(map(int, span)) for a, span in p["axes"].items()})  # type: ignore[misc]
+                for p in data["profiles"]
+            ),
+            shapes=tuple(dict(p["shapes"]) for p in data["profiles"]),
+            inputs=list(data["inputs"]),
+            outputs=list(data["outputs"]),
+            memory=memory,
+            layer_precisions=dict(data["layer_precisions"]),
+            warnings=list(data["warnings"]),
+            build_s=float(data["build_s"]),
+        )
+
+
+@dataclass(frozen=True)
+class BuildRecord:
+    """One folder of engines.
+
+    Attributes:
+        target, precision: what was built.
+        flavour, version: the module that built the engines and that must load them.
+        built_on: `gpu`, `sm`, `platform`, `jetpack` of the machine that built.
+        loads_on_sm: compute capabilities that the engines run on.
+        options: see `build.BuildOptions`.
+        limits: the most that the engines take.
+        engines: graph -> its engines, one for each profile or one for all.
+        fit: the prediction, beside which `memory` of each engine stands.
+        build_s, peak_rss_bytes: the last build's time, and the process's peak memory.
+    """
+
+    target: str
+    precision: str
+    flavour: str
+    version: str
+    built_on: dict[str, Any]
+    loads_on_sm: list[str]
+    options: dict[str, Any]
+    limits: Limits
+    engines: dict[str, list[EngineFile]]
+    fit: dict[str, Any] | None = None
+    build_s: float = 0.0
+    peak_rss_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> str:
+        """Its place in the bundle."""
+        return folder_of(self.target, self.precision)
+
+    def pick(self, graph: str, sizes: Mapping[str, int]) -> tuple[EngineFile, int]:
+        """The engine and the profile index that hold the given sizes of a graph's axes.
+
+        Raises:
+            EngineError: no engine of that graph, or no profile that wide; says which limit.
+        """
+        files = self.engines.get(graph)
+        if not files:
+            raise EngineError(
+                f"{self.folder} has no engine of {graph}: `geomag-edge build` with --graph {graph}"
+            )
+        for file in files:
+            for index, profile in enumerate(file.profiles):
+                if profile.holds(sizes):
+                    return file, index
+        asked = ", ".join(f"{axis} = {size}" for axis, size in sizes.items())
+        have = "; ".join(
+            f"{p.name}: " + ", ".join(f"{a} {p.axes[a][0]}..{p.axes[a][2]}" for a in sizes)
+            for f in files
+            for p in f.profiles
+        )
+        raise EngineError(
+            f"{graph} was built for {have}, this asks for {asked}: give a smaller budget"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The form of build.json."""
+        return {
+            "format_version": FORMAT_VERSION,
+            **{k: v for k, v in vars(self).items() if k not in ("engines", "limits")},
+            "limits": asdict(self.limits),
+            "engines": {g: [f.to_json() for f in files] for g, files in self.engines.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BuildRecord:
+        """Reads `to_json`'s form.
+
+        Raises:
+            BundleError: another version, or damaged.
+        """
+        try:
+            if data["format_version"] != FORMAT_VERSION:
+                raise BundleError(
+                    f"{RECORD} has format version {data['format_version']!r}, this program reads "
+                    f"{FORMAT_VERSION}: build the engines again"
+                )
+            return cls(
+                target=str(data["target"]),
+                precision=str(data["precision"]),
+                flavour=str(data["flavour"]),
+                version=str(data["version"]),
+                built_on=dict(data["built_on"]),
+                loads_on_sm=list(data["loads_on_sm"]),
+                options=dict(data["options"]),
+                limits=Limits(**{k: int(v) for k, v in data["limits"].items()}),
+                engines={
+                    g: [EngineFile.from_json(f) for f in files]
+                    for g, files in data["engines"].items()
+                },
+                fit=data["fit"],
+                build_s=float(data["build_s"]),
+                peak_rss_bytes=int(data["peak_rss_bytes"]),
+                notes=list(data["notes"]),
+            )
+        except BundleError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise BundleError(
+                f"{RECORD} is damaged: {type(e).__name__} at {e}; build the engines again"
+            ) from e
+
+
+def folder_of(target: str, precision: str) -> str:
+    """Where engines go in a bundle."""
+    return f"engines/{target}/{precision}"
+
+
+def load_record(bundle: Bundle, target: str, precision: str) -> BuildRecord | None:
+    """The record of a build, its sha256 checked; None if there is none.
+
+    Raises:
+        BundleError: changed or damaged.
+    """
+    name = f"{folder_of(target, precision)}/{RECORD}"
+    if name not in bundle.manifest.files:
+        return None
+    return BuildRecord.from_json(read_json(bundle.file(name)))
+
+
+def load_records(bundle: Bundle) -> list[BuildRecord]:
+    """Every build that a bundle holds, by target and precision.
+
+    Raises:
+        BundleError: one of them is changed or damaged.
+    """
+    names = sorted(
+        n for n in bundle.manifest.files if n.startswith("engines/") and n.endswith(f"/{RECORD}")
+    )
+    return [BuildRecord.from_json(read_json(bundle.file(n))) for n in names]
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content.
+
+    Raises:
+        BundleError: not readable.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise BundleError(f"{path.name} is not readable JSON: {e}") from e
