@@ -175,5 +175,8 @@ class Tolerance:
 TOLERANCES = {
     "fp32": Tolerance(relative=1e-4, mask_iou=0.999, tokens_equal=True),
     "fp16": Tolerance(relative=3e-2, mask_iou=0.98, tokens_equal=False),
+    "int8": Tolerance(relative=0.35, mask_iou=0.8, tokens_equal=False),
+    "int4-llm": Tolerance(relative=0.35, mask_iou=0.8, tokens_equal=False),
+    "int8+int4-llm": Tolerance(relative=0.35, mask_iou=0.8, tokens_equal=False),
     "bf16": Tolerance(relative=3e-2, mask_iou=0.98, tokens_equal=False),
 }

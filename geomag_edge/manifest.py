@@ -276,6 +276,13 @@ class Bundle:
         record = records[name]
         return record.get("forms", {}).get(form, record)
 
+    def graph_files(self, precision: str, forms: bool = True) -> set[str]:
+        """The names of all files of a precision's graphs; without `forms`, the portable ones."""
+        records = self.manifest.graphs[precision]
+        if not forms:
+            records = {n: {k: v for k, v in r.items() if k != "forms"} for n, r in records.items()}
+        return set(_graph_files({precision: records}))
+
     def graph(self, name: str, precision: str, form: str | None = None) -> Path:
         """The checked path of a graph (its external data checked too); see `record`.
 

@@ -1,0 +1,342 @@
+"""`geomag-edge quantize`: float32 graphs -> another precision, judged before it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from geomag_edge.amend import Amendment, amended
+from geomag_edge.cpp_ext.psc_graph import add_crops
+from geomag_edge.errors import BundleError, ExportError, InputError
+from geomag_edge.graphs import CHAIN, PSC, TOLERANCES, GraphSpec, all_graphs, port_records
+from geomag_edge.manifest import Bundle
+from geomag_edge.runtime.pipeline import Pipeline
+from geomag_edge.runtime.reference import FILES, load_reference
+from geomag_edge.runtime.verify import Report as Parity
+from geomag_edge.runtime.verify import verify
+
+from .blame import Blame, blame
+from .datasets import Dataset
+from .evaluate import evaluate
+from .gate import Gate, Verdict, judge
+from .recipes import CALIBRATED, Source, find_recipe, halved, kept_nodes
+from .report import Report
+from .scales import GraphScales, Scales, load_scales
+
+SOURCE = "fp32"
+
+INLINE_BYTES = 1024
+"""Smaller tensors stand in the ONNX file itself."""
+
+STEPS = len(CHAIN) + 1
+"""How often `progress` is called, plus twice for every engine."""
+
+
+@dataclass
+class Quantized:
+    """What came of a recipe.
+
+    Attributes:
+        precision: the recipe's name.
+        quantized: graph -> ONNX nodes that are narrow now.
+        bytes: of the precision's graphs, files shared with another precision included.
+        source_bytes: of the float32 graphs.
+        tensorrt_bytes: of the files that TensorRT alone reads.
+        parity: engine -> drift at every graph's boundary.
+        verdicts: engine -> the gate's outcome; empty for a model that was never trained.
+        blamed: where the gate refused, the layers with quantised activations, the worst first.
+    """
+
+    precision: str
+    quantized: dict[str, list[str]]
+    bytes: int
+    source_bytes: int
+    tensorrt_bytes: int
+    parity: dict[str, Parity] = field(default_factory=dict)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    blamed: list[Blame] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the gate let it pass on every engine."""
+        return all(v.ok for v in self.verdicts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "precision": self.precision,
+            "ok": self.ok,
+            "quantized": self.quantized,
+            "bytes": self.bytes,
+            "source_bytes": self.source_bytes,
+            "parity": {engine: p.to_json() for engine, p in self.parity.items()},
+            "tensorrt_bytes": self.tensorrt_bytes,
+            "blamed": [b.to_json() for b in self.blamed],
+            "gate": {engine: v.to_json() for engine, v in self.verdicts.items()},
+            "notes": self.notes,
+        }
+
+
+def write_graphs(
+    change: Amendment,
+    recipe: str,
+    method: str | None = None,
+    keep: Collection[str] = (),
+    progress: Callable[[str], None] = lambda step: None,
+) -> dict[str, list[str]]:
+    """Writes a recipe's graphs into the amendment's stage and lists them in its manifest.
+
+    Args:
+        change: of `amended(bundle, "onnx/<recipe>")`.
+        recipe: one of `recipes.RECIPES`.
+        method: the calibrator; None for the one that `calibrate` chose.
+        keep: patterns `graph/node` of nodes that stay wide.
+        progress: called with a few words for each graph.
+
+    Returns:
+        graph -> nodes that are narrow now.
+    """
+    passes, bundle = find_recipe(recipe), change.bundle
+    manifest = bundle.manifest
+    if SOURCE not in manifest.graphs:
+        raise BundleError(
+            f"{bundle.root} has no {SOURCE} graphs to quantize: export it with --dtype fp32"
+        )
+    scales = load_scales(bundle) if recipe in CALIBRATED else None
+    if scales is not None and method is None:
+        assert manifest.calibration is not None
+        method = str(manifest.calibration["method"])
+    made: dict[str, list[str]] = {}
+    records: dict[str, Any] = {}
+    for spec in all_graphs(manifest.decoder.layers):
+        if spec.name not in CHAIN:
+            continue
+        progress(f"writing {spec.name}")
+        steps = passes.get(spec.name, ())
+        record = dict(manifest.graphs[SOURCE][spec.name])
+        narrow: list[str] = []
+        if steps:
+            source = _source(bundle, spec, scales, method, keep)
+            for step in steps:
+                narrow += step(source)
+            wide = "float16" if recipe == "fp16" else "float32"
+            record = _write(change, spec, source.model, recipe, wide)
+        if recipe != "fp16":
+            record["forms"] = {"tensorrt": _half_form(change, spec, record, recipe, keep)}
+        records[spec.name] = record
+        if narrow:
+            made[spec.name] = narrow
+    unknown = [p for p in keep if not _names_a_node(bundle, p)]
+    if unknown:
+        raise InputError(f"no node of the bundle's graphs is named {unknown[0]!r}")
+    manifest.graphs[recipe] = records
+    if "psc_select" in passes:
+        records["psc"] = _psc(change, records["psc_select"], recipe)
+    else:
+        records["psc"] = dict(manifest.graphs[SOURCE]["psc"])
+    change.list_files()
+    return made
+
+
+def _names_a_node(bundle: Bundle, pattern: str) -> bool:
+    graph = pattern.partition("/")[0]
+    names = [name for name in CHAIN if kept_nodes([pattern], name, _load(bundle, name))]
+    return bool(names) if graph else False
+
+
+def _load(bundle: Bundle, graph: str) -> ir.Model:
+    return ir.load(bundle.graph(graph, SOURCE))
+
+
+def _source(
+    bundle: Bundle, spec: GraphSpec, scales: Scales | None, method: str | None,
+    keep: Collection[str],
+) -> Source:  # fmt: skip
+    model = _load(bundle, spec.name)
+    seen = scales.graph(spec.name) if scales else GraphScales("", {})
+    return Source(model, spec, seen, method or "mse", kept_nodes(keep, spec.name, model))
+
+
+def _write(
+    change: Amendment, spec: GraphSpec, model: ir.Model, recipe: str, wide: str
+) -> dict[str, Any]:
+    """Saves a graph with its weights beside it; returns its record."""
+    path = change.stage / spec.file
+    ir.save(model, path, external_data=f"{spec.file}.data")
+    return _record(change, spec, path, recipe, wide)
+
+
+def _half_form(
+    change: Amendment, spec: GraphSpec, record: dict[str, Any], recipe: str, keep: Collection[str]
+) -> dict[str, Any]:
+    """The same graph with the rest in half; integers stay in the file where they are."""
+    file = Path(record["file"]).name
+    inside = record["file"].startswith(f"{change.inside}/")
+    origin = change.stage / file if inside else change.bundle.file(record["file"])
+    for name in record["data"] if not inside else ():
+        change.bundle.file(name)
+    model = ir.load(origin)
+    halved(Source(model, spec, GraphScales("", {}), "mse", kept_nodes(keep, spec.name, model)))
+    path = change.stage / f"{spec.name}.tensorrt.onnx"
+    large = []
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or (inside and isinstance(tensor, ir.ExternalTensor)):
+            continue
+        if tensor.nbytes > INLINE_BYTES:
+            large.append(value)
+        elif isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.tensor(tensor.numpy(), name=tensor.name)
+    tensors = [value.const_value for value in large if value.const_value is not None]
+    moved = ir.external_data.convert_tensors_to_external(tensors, change.stage, f"{path.name}.data")
+    for value, tensor in zip(large, moved, strict=True):
+        value.const_value = tensor
+    ir.save(model, path)
+    return _record(change, spec, path, recipe, "float16")
+
+
+def _record(
+    change: Amendment, spec: GraphSpec, path: Path, recipe: str, wide: str
+) -> dict[str, Any]:
+    """What the manifest says of a staged graph, once `onnx.checker` has passed it."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise ExportError(f"graph {spec.name} in {recipe} is not valid ONNX: {reason}") from e
+    model = onnx.load(str(path), load_external_data=False)
+    data = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    [opset] = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    return {
+        "file": f"{change.inside}/{path.name}",
+        "data": sorted(f"{change.inside}/{name}" for name in data),
+        "precision": recipe,
+        "opset": opset,
+        "inputs": port_records(spec.inputs, wide),
+        "outputs": port_records(spec.outputs, wide),
+    }
+
+
+def _psc(change: Amendment, select: dict[str, Any], recipe: str) -> dict[str, Any]:
+    """psc.onnx around the quantised psc_select, weights shared."""
+    manifest = change.bundle.manifest
+    view = manifest.view
+    model = onnx.load(str(change.stage / Path(select["file"]).name), load_external_data=False)
+    mean_std = np.array([view.mean, view.std], np.float32)
+    add_crops(model, mean_std, view.view_px, manifest.psc.max_crops)
+    path = change.stage / PSC.file
+    onnx.save_model(model, str(path))
+    wide = "float16" if recipe == "fp16" else "float32"
+    return _record(change, PSC, path, recipe, wide)
+
+
+def quantize(
+    bundle: Bundle,
+    recipe: str,
+    data: Dataset | None,
+    gate: Gate,
+    engines: Sequence[str] = ("ort-cpu",),
+    method: str | None = None,
+    keep: Collection[str] = (),
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Quantized:
+    """Adds a precision to a bundle if it passes the gate; else the bundle stays as it is.
+
+    Args:
+        bundle: holds float32 graphs, and scales where the recipe needs them.
+        recipe: one of `recipes.RECIPES`; also the precision's name.
+        data: what to ask; None only for a model that was never trained, whose answers mean
+            nothing: such a precision is kept without a verdict.
+        gate: what may be lost.
+        engines: what the precision is judged on, each against float32 on `ort-cpu`.
+        method, keep: see `write_graphs`.
+        threads: CPU threads of a graph.
+        progress: called with a few words as each step starts.
+
+    Raises:
+        BundleError: no float32 graphs, or no scales.
+        InputError: a trained model and no data.
+    """
+    untrained = bundle.manifest.untrained
+    if data is None and not untrained:
+        raise InputError(
+            "a precision is judged by its answers: give --data with a set of questions, such as "
+            "scenes:7:24"
+        )
+    try:
+        with amended(bundle, f"onnx/{recipe}") as change:
+            narrow = write_graphs(change, recipe, method, keep, progress)
+            result = Quantized(recipe, narrow, *_sizes(change.bundle, recipe))
+            _measure(change.bundle, recipe, data, gate, engines, threads, result, progress)
+            if not result.ok:
+                samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
+                result.blamed = blame(change.bundle, recipe, samples)
+                raise _Refused(result)
+            change.bundle.manifest.parity[recipe] = {
+                engine: parity.to_json() for engine, parity in result.parity.items()
+            }
+            change.bundle.manifest.accuracy[recipe] = {
+                "gate": {engine: v.to_json() for engine, v in result.verdicts.items()},
+                "quantized": narrow,
+                "method": method,
+                "keep": sorted(keep),
+                "notes": result.notes,
+            }
+    except _Refused as refused:
+        return refused.result
+    return result
+
+
+class _Refused(Exception):
+    """Leaves `amended` without a change."""
+
+    def __init__(self, result: Quantized):
+        self.result = result
+
+
+def _measure(
+    bundle: Bundle, recipe: str, data: Dataset | None, gate: Gate, engines: Sequence[str],
+    threads: int | None, result: Quantized, progress: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Parity and the gate's verdict on every engine."""
+    samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
+    reference: Report | None = None
+    if data is not None and not bundle.manifest.untrained:
+        progress(f"asking {SOURCE}")
+        with Pipeline.load(bundle, "ort-cpu", SOURCE, threads) as pipe:
+            reference = evaluate(pipe, data)
+    else:
+        result.notes.append(
+            f"never trained: {', '.join(bundle.manifest.untrained)}; not judged by its answers"
+        )
+    for engine in engines:
+        with Pipeline.load(bundle, engine, recipe, threads) as pipe:
+            progress(f"parity on {engine}")
+            result.parity[engine] = verify(pipe.chain, samples, TOLERANCES[recipe])
+            if reference is not None and data is not None:
+                progress(f"asking {recipe} on {engine}")
+                result.verdicts[engine] = judge(evaluate(pipe, data), reference, gate)
+
+
+def _sizes(bundle: Bundle, precision: str) -> tuple[int, int, int]:
+    """Bytes of the precision, of float32, and of what TensorRT alone reads."""
+
+    def of(names: set[str]) -> int:
+        return sum(bundle.file(name).stat().st_size for name in names)
+
+    portable = bundle.graph_files(precision, forms=False)
+    special = bundle.graph_files(precision) - portable
+    return of(portable), of(bundle.graph_files(SOURCE)), of(special)

@@ -1,0 +1,69 @@
+"""A bundle with one precision alone: what goes onto a device."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+
+from geomag_edge.manifest import MANIFEST, Bundle
+from geomag_edge.staging import staged_folder
+
+ALWAYS = ("tokenizer.json", "psc_tokenizer.json", "reference/")
+
+
+def check_slim(bundle: Bundle, out: Path, force: bool) -> None:
+    """Refuses a place that `write_slim` would refuse, before any work is done.
+
+    Raises:
+        OutputError: `out` may not be written.
+    """
+    with contextlib.suppress(_Checked), staged_folder(out, force, MANIFEST, [bundle.root]):
+        raise _Checked
+
+
+class _Checked(Exception):
+    """Leaves `staged_folder` without an output."""
+
+
+def write_slim(bundle: Bundle, precision: str, out: Path, force: bool = False) -> Bundle:
+    """Copies a bundle with one of its precisions, checked file by file on the way.
+
+    Calibration, other precisions and engines stay behind; parity and accuracy reports of the
+    precision come along.
+
+    Args:
+        bundle: has the precision.
+        precision: what to keep.
+        out: the new bundle's folder.
+        force: replace an earlier bundle there.
+
+    Returns:
+        The new bundle.
+
+    Raises:
+        BundleError: no such precision, or a damaged file.
+        OutputError: `out` may not be written.
+    """
+    bundle.record("encoder", precision)  # refuses what is not there
+    manifest = copy.deepcopy(bundle.manifest)
+    manifest.graphs = {precision: manifest.graphs[precision]}
+    manifest.calibration = None
+    manifest.parity = {k: v for k, v in manifest.parity.items() if k == precision}
+    manifest.accuracy = {k: v for k, v in manifest.accuracy.items() if k == precision}
+    kept = bundle.graph_files(precision)
+    kept |= {name for name in manifest.files if name.startswith(ALWAYS)}
+    manifest.files = {name: sha for name, sha in manifest.files.items() if name in kept}
+    place = manifest.checkpoint.get("path")
+    if place is not None:
+        checkpoint = (bundle.root.resolve() / place).resolve()
+        manifest.checkpoint["path"] = os.path.relpath(checkpoint, out.resolve())
+    with staged_folder(out, force, MANIFEST, [bundle.root]) as stage:
+        for name in sorted(kept):
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.file(name), stage / name)
+        (stage / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n")
+    return Bundle.open(out)

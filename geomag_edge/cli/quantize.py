@@ -1,0 +1,136 @@
+"""Add a narrower precision to a bundle, if it still answers as float32 does."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from geomag_edge.cli.console import needs_extra, print_json, steps, table
+from geomag_edge.cli.run import positive
+
+if TYPE_CHECKING:
+    from geomag_edge.calibration.blame import Blame
+    from geomag_edge.calibration.quantize import Quantized
+
+RECIPES = ("fp16", "int8", "int4-llm", "int8+int4-llm")
+BLAMED = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `quantize`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="with fp32 graphs")
+    parser.add_argument(
+        "--recipe", required=True, metavar="R", choices=RECIPES,
+        help="fp16: everything that half can hold; int8: linear layers, weights and activations; "
+        "int4-llm: the language model's weights; int8+int4-llm: both. All but fp16 need "
+        "`geomag-edge calibrate` before",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="SET",
+        help="questions to judge by, as in `eval`: scenes:SEED:COUNT[:SIZE] or a folder; needed "
+        "unless the model was never trained",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engine", action="append", metavar="E",
+        help="judge on this engine; may be given again (default: ort-cpu)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-miou-drop", type=float, default=0.5, metavar="POINTS",
+        help="of 100, against fp32 (default: 0.5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--min-agreement", type=float, default=0.99, metavar="SHARE",
+        help="of answers that match fp32's (default: 0.99)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--method", choices=("mse", "minmax", "percentile", "entropy"),
+        help="the calibrator (default: what `calibrate` chose)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="GRAPH/NODE",
+        help="a node that stays wide; * and ? match, and it may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="SLIM",
+        help="also write a bundle with this precision alone, to ship to a device",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="replace an existing SLIM")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Writes, judges, keeps or refuses; 1 if the gate refuses."""
+    with needs_extra("export"):
+        from geomag_edge.calibration import open_dataset
+        from geomag_edge.calibration.gate import Gate
+        from geomag_edge.calibration.quantize import STEPS, quantize
+        from geomag_edge.calibration.slim import check_slim, write_slim
+    from geomag_edge.manifest import Bundle
+
+    gate = Gate(args.max_miou_drop, args.min_agreement)
+    bundle = Bundle.open(args.bundle)
+    data = open_dataset(args.data) if args.data else None
+    engines = tuple(dict.fromkeys(args.engine or ["ort-cpu"]))
+    if args.output:
+        check_slim(bundle, args.output, args.force)
+    with steps(STEPS + 2 * len(engines), "quantize") as progress:
+        result = quantize(
+            bundle, args.recipe, data, gate, engines, args.method, args.keep, args.threads, progress
+        )
+    if result.ok and args.output:
+        write_slim(Bundle.open(args.bundle), args.recipe, args.output, args.force)
+    if args.json:
+        print_json(result.to_json())
+    else:
+        print(text(result, args.bundle, args.output))
+    return 0 if result.ok else 1
+
+
+def text(result: Quantized, bundle: Path, slim: Path | None) -> str:
+    """The outcome as tables and a verdict."""
+    lines = [f"{result.precision} of {bundle}", ""]
+    rows = []
+    for engine, parity in result.parity.items():
+        for d in parity.graphs:
+            if not d.output.startswith("present."):
+                rows.append((engine, d.graph, d.output, f"{d.relative:.1e}", f"{d.cosine:.6f}"))
+    lines += [table(("engine", "graph", "output", "relative error", "cosine"), rows), ""]
+    narrow = ", ".join(f"{graph} {len(nodes)}" for graph, nodes in result.quantized.items())
+    lines.append(f"narrow layers  {narrow or 'every graph'}")
+    share = result.bytes / result.source_bytes
+    lines.append(
+        f"size           {result.bytes / 1e6:.1f} MB, {share:.2f} of fp32's (what TensorRT alone "
+        f"reads: {result.tensorrt_bytes / 1e6:.1f} MB more)"
+    )
+    for engine, v in result.verdicts.items():
+        miou = "no masks asked for"
+        if v.drop is not None and v.miou is not None and v.reference_miou is not None:
+            spread = ""
+            if v.drop_low is not None and v.drop_high is not None:
+                spread = f" ({v.drop_low:+.2f} .. {v.drop_high:+.2f})"
+            miou = f"mIoU {v.miou:.3f}, fp32 {v.reference_miou:.3f}: {-v.drop:+.2f} points{spread}"
+        lines.append(
+            f"gate           {engine}: {miou}; {v.agreement:.1%} of {v.questions} answers match"
+        )
+    lines += [f"note           {note}" for note in result.notes]
+    if result.blamed:
+        lines += ["", "layers whose activations cost most:", blame_table(result.blamed)]
+    lines.append("")
+    if result.ok:
+        lines.append(f"kept: --precision {result.precision}")
+        if slim:
+            lines.append(f"written alone to {slim}")
+    else:
+        reasons = {r for v in result.verdicts.values() for r in v.reasons}
+        lines.append(f"REFUSED, the bundle is unchanged: {'; '.join(sorted(reasons))}")
+        if result.blamed:
+            worst = result.blamed[0]
+            lines.append(f"try --keep '{worst.graph}/{worst.node}'")
+    return "\n".join(lines)
+
+
+def blame_table(blamed: list[Blame]) -> str:
+    """The worst layers."""
+    rows = [(b.graph, b.node, f"{b.alone:.1e}", f"{b.saved:.1e}") for b in blamed[:BLAMED]]
+    return table(("graph", "node", "error alone", "saved if wide"), rows)
