@@ -29,16 +29,16 @@ from geomag_edge.graphs import GraphSpec
 
 HALF_MAX = float(np.finfo(np.float16).max)
 
-COMPUTE = frozenset(
-    "Attention Conv ConvTranspose DequantizeLinear Gelu Gemm LayerNormalization MatMul "
-    "QuantizeLinear RMSNormalization RotaryEmbedding Softmax".split()
-)
+COMPUTE = frozenset({
+    "Attention", "Conv", "ConvTranspose", "DequantizeLinear", "Gelu", "Gemm", "LayerNormalization",
+    "MatMul", "QuantizeLinear", "RMSNormalization", "RotaryEmbedding", "Softmax",
+})  # fmt: skip
 """Run in half whatever they are given."""
 
-WIDE = frozenset(
-    "Cos CumSum Exp Log Pow Range Reciprocal ReduceL1 ReduceL2 ReduceMean ReduceProd ReduceSum "
-    "ReduceSumSquare Sin Sqrt".split()
-)
+WIDE = frozenset({
+    "Cos", "CumSum", "Exp", "Log", "Pow", "Range", "Reciprocal", "ReduceL1", "ReduceL2",
+    "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Sin", "Sqrt",
+})  # fmt: skip
 """Overflow in half, or lose what makes them useful."""
 
 SAFE_AGAIN = frozenset({"Cos", "Sin"})
@@ -108,12 +108,15 @@ def _wide_nodes(model: ir.Model, half_ports: set[str], keep: frozenset[str]) -> 
     sticky = {v for v in graph.inputs if _is_float(v) and v.name not in half_ports}
     for node in graph:
         given = [v for v in node.inputs if v is not None and _is_float(v)]
-        fed_wide = any(v in sticky for v in given)
-        to_float = node.op_type == "Cast" and not given
-        known = node.domain in ("", "com.microsoft")
-        if node.name in keep or not known or node.op_type in WIDE or to_float or _fine(node):
-            wide.add(node)
-        elif node.op_type not in COMPUTE and node.domain == "" and fed_wide:
+        elementwise = node.op_type not in COMPUTE and node.domain == ""
+        if (
+            node.name in keep
+            or node.domain not in ("", "com.microsoft")
+            or node.op_type in WIDE
+            or (node.op_type == "Cast" and not given)  # of whole numbers: positions, sizes
+            or _fine(node)
+            or (elementwise and any(v in sticky for v in given))
+        ):
             wide.add(node)
         if node in wide and node.op_type not in SAFE_AGAIN:
             sticky.update(v for v in node.outputs if _is_float(v))
@@ -133,15 +136,16 @@ def _read_wide(value: ir.Value, wide: set[ir.Node], half_ports: set[str]) -> boo
 
 
 def _fine(node: ir.Node) -> bool:
-    """Whether a Q/DQ node's scale is too fine for half to hold it to 1 %."""
+    """Whether a Q/DQ node's scales are too fine for half: off by 0.2 % of the largest or more."""
     if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
         return False
     scale = node.inputs[1]
     if scale is None or scale.const_value is None or not _is_float(scale):
         return False
     exact = scale.const_value.numpy()
-    with np.errstate(over="ignore"):
-        return bool((np.abs(exact.astype(np.float16) - exact) > 0.01 * np.abs(exact)).any())
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = np.abs(exact.astype(np.float16).astype(np.float32) - exact).max(initial=0.0)
+    return not off < 2e-3 * np.abs(exact).max(initial=1e-30)
 
 
 def half_array(array: np.ndarray) -> np.ndarray:

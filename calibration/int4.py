@@ -271,7 +271,7 @@ def _integers(weight: BlockWeight) -> ir.TensorProtocol:
 
 
 def _nibbles(weight: BlockWeight) -> NDArray[np.uint8]:
-    """u8[N,K/block,bytes]: codes shifted to 0 and up, along K; of two in a byte the first is low."""
+    """u8[N,K/block,bytes]: codes shifted to 0 and up, along K; the first of two is the low half."""
     rows, columns = weight.codes.shape
     shifted = np.ascontiguousarray(weight.codes.T).astype(np.int16) + (1 << (weight.bits - 1))
     codes = shifted.astype(np.uint8)
