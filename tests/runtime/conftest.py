@@ -26,7 +26,7 @@ class Memory:
         block = np.full(n_bytes + 256, GARBAGE, np.uint8)
         start = -block.ctypes.data % 256
         self.bytes = block[start : start + n_bytes]
-        self.pointer = self.bytes.ctypes.data
+        self.pointer = block.ctypes.data + start
         self._on_free = on_free
 
     def __del__(self):
