@@ -6,7 +6,8 @@ What is measured: every graph of the chain on the reference inputs of the bundle
 and the LLM apart as its prefill and one decode step after it, the cache kept by the engine; in
 PyTorch eager (the `torch` engine), `ort-cpu`, `openvino` in float32 and `openvino` in bfloat16.
 Forms run in turn in one process, medians; a form's outputs must be within the tolerance of its
-precision before it is timed.
+precision before it is timed, which also warms it up. Wall time, and the process's CPU time, which
+at one thread is what the graph costs even if the machine has other work.
 
 What bounds it: the encoder and the prefill are matrix products, so bfloat16 units (AMX) are
 what gains; a decode step reads every weight once, so half the bytes gain at most 2x. Graphs of
@@ -24,15 +25,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from geomag_edge.benchmarks.chain import RESULTS, interleaved, machine
+from geomag_edge.benchmarks.chain import RESULTS, machine
 from geomag_edge.graphs import CHAIN, TOLERANCES, past_names, present_names
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engine import Session, open_engine
@@ -55,12 +59,14 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="the bundle's checkpoint, if it has moved")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    load = os.getloadavg()[0]
     report = {
         "name": args.name,
         "command": f"python -m geomag_edge.benchmarks.engines --bundle {args.name} "
         f"--rounds {args.rounds} --threads {args.threads}",
         "machine": machine(args.threads, ("torch", "onnxruntime", "openvino", "numpy")),
         "rounds": args.rounds,
+        "load_average_before": load,
         "graphs": measure(Bundle.open(args.bundle), args.rounds, args.threads, args.checkpoint),
     }
     args.results.mkdir(parents=True, exist_ok=True)
@@ -94,7 +100,7 @@ def measure(
                 raise SystemExit(f"{graph} on {name} is past its tolerance: nothing was timed")
         for work, forms in works(graph, sessions, calls, bundle.manifest.decoder.layers):
             print(f"{work}: timing", file=sys.stderr)
-            rows.append({"work": work, "ms": interleaved(forms, rounds), "error": errors})
+            rows.append({"work": work, **interleaved(forms, rounds), "error": errors})
         for session in sessions.values():
             session.close()
     return rows
@@ -120,6 +126,22 @@ def works(
     ]
 
 
+def interleaved(forms: dict[str, Form], rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each form, run in turn: `wall_ms` and `cpu_ms`."""
+    wall: dict[str, list[float]] = {name: [] for name in forms}
+    cpu: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(rounds):
+        for name, form in forms.items():
+            start = time.perf_counter(), time.process_time()
+            form()
+            wall[name].append((time.perf_counter() - start[0]) * 1e3)
+            cpu[name].append((time.process_time() - start[1]) * 1e3)
+    return {
+        "wall_ms": {name: median(values) for name, values in wall.items()},
+        "cpu_ms": {name: median(values) for name, values in cpu.items()},
+    }
+
+
 def _all(session: Session, calls: list[Call]) -> None:
     for call in calls:
         session.run(call.inputs)
@@ -139,26 +161,30 @@ def _decode_step(session: Session, prefill: dict[str, Any], layers: int) -> Form
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The committed table."""
+    """The committed table: CPU time at one thread, else wall time."""
     names = [f"{name} {precision}" for name, precision in FORMS]
+    host = report["machine"]
+    clock = "cpu_ms" if host["threads"] == 1 else "wall_ms"
+    versions = ", ".join(f"{k} {v}" for k, v in host["versions"].items())
     lines = [
-        f"# Engines on `{report['name']}`, CPU, ms",
+        f"# Engines on `{report['name']}`, CPU",
         "",
         f"`{report['command']}`",
         "",
-        f"{report['machine']['cpu']}, {report['machine']['threads']} thread(s); "
-        + ", ".join(f"{k} {v}" for k, v in report["machine"]["versions"].items())
-        + ". Medians of interleaved rounds; in brackets the speed against PyTorch eager and the "
-        "largest error over an output's scale.",
+        f"{host['cpu']}, {host['threads']} thread(s); {versions}. Milliseconds of "
+        f"{'CPU' if clock == 'cpu_ms' else 'wall'} time, medians of {report['rounds']} interleaved "
+        "rounds; in brackets the speed against PyTorch eager and the largest error over an "
+        f"output's scale. Load average before: {report['load_average_before']:.1f}.",
         "",
         "| graph | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",
     ]
     for row in report["graphs"]:
-        cells = [f"{row['ms'][names[0]]:.2f}"]
+        ms = row[clock]
+        cells = [f"{ms[names[0]]:.2f}"]
         for name in names[1:]:
-            ratio = row["ms"][names[0]] / row["ms"][name]
-            cells.append(f"{row['ms'][name]:.2f} ({ratio:.2f}x, {row['error'][name]:.0e})")
+            ratio = ms[names[0]] / ms[name]
+            cells.append(f"{ms[name]:.2f} ({ratio:.2f}x, {row['error'][name]:.0e})")
         lines.append(f"| {row['work']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
