@@ -9,7 +9,10 @@ from typing import Any, Protocol
 from geomag_edge.errors import EngineError
 from geomag_edge.manifest import Bundle
 
-ENGINES = ("auto", "torch", "ort-cpu", "openvino")
+GPU_ENGINES = ("ort-cuda", "tensorrt", "tensorrt-rtx")
+"""Engines that need an NVIDIA GPU."""
+
+ENGINES = ("auto", "torch", "ort-cpu", "openvino", *GPU_ENGINES)
 """Engines that this version can open; `auto` chooses among the others, graph by graph."""
 
 BF16 = "bf16"
@@ -93,6 +96,14 @@ def open_engine(
         from geomag_edge.runtime.openvino import OpenVinoEngine
 
         return OpenVinoEngine(bundle, precision, threads)
+    if name == "ort-cuda":
+        from geomag_edge.runtime.ort_cuda import OrtCudaEngine
+
+        return OrtCudaEngine(bundle, precision)
+    if name in ("tensorrt", "tensorrt-rtx"):
+        from geomag_edge.runtime.tensorrt.engine import TensorRtEngine
+
+        return TensorRtEngine(name, bundle, precision)
     from geomag_edge.runtime.torch_engine import TorchEngine
 
     return TorchEngine.open(bundle, precision, threads, checkpoint)

@@ -70,9 +70,9 @@ class TensorRtEngine:
         flavour: Flavour | None = None,
     ) -> None:
         self.name, self.bundle, self.precision = name, bundle, precision
-        self.flavour = flavour or load_flavour(FLAVOURS[name])
-        # What needs no GPU is checked first: a bundle without engines fails the same everywhere.
+        # What needs neither TensorRT nor a GPU is checked first.
         records = built_by(bundle, name, precision)
+        self.flavour = flavour or load_flavour(FLAVOURS[name])
         self.device = device or Device(CudaDriver())
         self.record = fitting(records, self.flavour, self.device)
         self.log = logger_of(self.flavour)
