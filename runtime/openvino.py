@@ -1,9 +1,9 @@
 """OpenVINO as an engine: `openvino`, on the CPU.
 
 A graph's arithmetic is told to OpenVINO, never left to its default, which is bfloat16 wherever the
-CPU has it: float32 keeps a bundle's answers, and bfloat16 is asked for by the precision `bf16`. What
-is not quantised in an int8 graph stays in float32, too. That costs some of its speed where the CPU
-has bfloat16, and keeps what quantisation lost the only loss.
+CPU has it: float32 keeps a bundle's answers, and bfloat16 is asked for by the precision `bf16`. In
+an int8 graph, what is not quantised stays in float32: slower than in bfloat16 where the CPU has it,
+but then quantisation's loss, which the gate has judged, is the only one.
 """
 
 from __future__ import annotations
