@@ -249,7 +249,7 @@ def _alternatives(
             found.append(f"--budget {name} ({budgets[name].visual_tokens} visual tokens)")
             break
     for other in bundle.manifest.graphs:
-        if other != precision and other.split("-")[0] in target.dtypes:
+        if other != precision and target.takes_precision(other):
             manifest = bundle.manifest if level is None else up_to(bundle.manifest, level)
             if _memory(bundle, manifest, target, other, device, None).ok:
                 found.append(f"--precision {other}")

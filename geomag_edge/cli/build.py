@@ -14,7 +14,7 @@ from geomag_edge.cli.console import print_json, steps, table
 from geomag_edge.cli.targets import add_catalog_argument
 from geomag_edge.errors import FitError
 from geomag_edge.graphs import CHAIN
-from geomag_edge.targets import load_catalog
+from geomag_edge.targets import Target, load_catalog
 
 if TYPE_CHECKING:
     from geomag_edge.manifest import Bundle
@@ -85,7 +85,7 @@ def execute(args: argparse.Namespace) -> None:
     target = catalog.target(name)
     if args.target == "auto":
         print(f"build: saw {machine}: target {name}", file=sys.stderr)
-    precision = args.precision or _default_precision(bundle, target.dtypes)
+    precision = args.precision or _default_precision(bundle, target)
     graphs = tuple(args.graph or CHAIN)
 
     fit = fit_bundle(bundle, target, precision, device, args.watts, args.budget)
@@ -126,11 +126,10 @@ def execute(args: argparse.Namespace) -> None:
         )
 
 
-def _default_precision(bundle: Bundle, dtypes: tuple[str, ...]) -> str:
+def _default_precision(bundle: Bundle, target: Target) -> str:
+    """fp16 if the bundle has it, or the first that the target takes."""
     have = list(bundle.manifest.graphs)
-    if "fp16" in have:
-        return "fp16"
-    taken = [p for p in have if p.split("-")[0] in dtypes]
+    taken = [p for p in ["fp16", *have] if p in have and target.takes_precision(p)]
     return taken[0] if taken else "fp16"
 
 

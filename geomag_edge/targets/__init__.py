@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -65,6 +66,15 @@ class Target:
             return False
         low, high = (_numbers(v) for v in self.versions)
         return low <= _numbers(version) < high
+
+    def takes_precision(self, precision: str) -> bool:
+        """Whether the graphs of a precision hold only what the target multiplies.
+
+        Args:
+            precision: a bundle's name for it, such as "fp16" or "int8+int4-llm".
+        """
+        named = {word for word in re.split(r"[-+]", precision) if word in DTYPES}
+        return named <= set(self.dtypes)
 
 
 @dataclass(frozen=True)
@@ -149,20 +159,23 @@ def _read(path: Path, base: Catalog) -> Catalog:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise InputError(f"cannot read targets from {path}: {e}") from e
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is no targets file: it needs an object with targets or devices")
-    shared = json.loads(DATA.read_text(encoding="utf-8"))["operators"]
-    lists = {**shared, **data.get("operators", {})}
-    targets, devices = dict(base.targets), dict(base.devices)
-    for record in data.get("targets", []):
-        target = _target(record, lists, path)
-        targets[target.name] = target
-    for record in data.get("devices", []):
-        device = _device(record, path)
-        devices[device.name] = device
-        for name in device.targets:
-            if name not in targets:
-                raise InputError(f"{path}: device {device.name!r} names no target {name!r}")
+    try:
+        shared = json.loads(DATA.read_text(encoding="utf-8"))["operators"]
+        lists = {**shared, **data.get("operators", {})}
+        targets, devices = dict(base.targets), dict(base.devices)
+        for record in data.get("targets", []):
+            target = _target(record, lists, path)
+            targets[target.name] = target
+        for record in data.get("devices", []):
+            device = _device(record, path)
+            devices[device.name] = device
+            for name in device.targets:
+                if name not in targets:
+                    raise InputError(f"{path}: device {device.name!r} names no target {name!r}")
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
+        raise InputError(f"{path} is no targets file: {type(e).__name__}: {e}") from e
     return Catalog(MappingProxyType(targets), MappingProxyType(devices))
 
 

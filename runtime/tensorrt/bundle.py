@@ -125,10 +125,9 @@ def build_bundle(
 
 
 def _check_precision(bundle: Bundle, target: Target, precision: str) -> None:
-    base = precision.split("-")[0]
-    if base in ("fp32", "fp16", "int8", "fp8", "int4") and base not in target.dtypes:
+    if not target.takes_precision(precision):
         raise EngineError(
-            f"target {target.name!r} has no {base}: it takes {', '.join(target.dtypes)}"
+            f"target {target.name!r} does not take {precision}: it has {', '.join(target.dtypes)}"
         )
     bundle.record(CHAIN[0], precision)
 

@@ -50,6 +50,7 @@ def logger_of(flavour: Flavour) -> Any:
 _NOISE = ("catchCudaError", "cudaError 35")
 """Errors that only say that there is no GPU, while the build goes on without one."""
 
+
 def first_error(lines: list[tuple[str, str]]) -> str | None:
     """The first real error among log lines, in one line without where TensorRT raised it."""
     errors = [t for severity, t in lines if severity.endswith("ERROR")]
