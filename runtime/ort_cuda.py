@@ -141,7 +141,10 @@ class OrtCudaSession:
                 "check that the CUDA and cuDNN of this onnxruntime-gpu are installed "
                 "(pip install 'onnxruntime-gpu[cuda,cudnn]'), or use --engine ort-cpu"
             )
-        self.provider = described(path.name, wanted, _elsewhere(self._session, wanted))
+        if hasattr(self._session, "get_provider_graph_assignment_info"):
+            self.provider = described(path.name, wanted, _elsewhere(self._session, wanted))
+        else:
+            self.provider = f"{wanted} (onnxruntime {ort.__version__} does not say for which nodes)"
         self._device, self._memory = device, memory
         self._name = path.stem
         self._dtypes = {i.name: np.dtype(_NUMPY[i.type]) for i in self._session.get_inputs()}
