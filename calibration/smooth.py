@@ -1,8 +1,9 @@
 """SmoothQuant-style migration: loud input channels become quieter, their weights' rows louder.
 
 Exact in float: what a norm's gain (and bias) loses in a channel, the rows of the weights that read
-it win. Only where such a gain stands right before linear layers and nothing else reads it; in all
-other places an activation stays as it is.
+it win. The gated product of an LLM's feed-forward block has no gain, but one of its factors comes
+from a linear layer, whose columns can lose as much: that is where the loudest activations are. Only
+where nothing else reads such an activation; in all other places it stays as it is.
 
 After Xiao et al., "SmoothQuant" (arXiv 2211.10438). onnxruntime.quantization's own option for it
 looks for ReduceMean-style norms in a file on disk and takes no statistics from elsewhere.
@@ -102,7 +103,7 @@ def find_groups(model: ir.Model, channels: Mapping[str, Channels]) -> Iterator[G
             continue
         if any(linear.node.op_type not in ("MatMul", "Gemm") for linear in linears):
             continue
-        if _constants(node, len(seen.absmax)):
+        if _constants(node, len(seen.absmax)) or _factor_layer(node):
             yield Group(node, tuple(linears))
 
 
@@ -177,42 +178,58 @@ def _constants(node: ir.Node, channels: int) -> list[int]:
 
 
 def _apply(model: ir.Model, group: Group, factors: NDArray[np.float32]) -> None:
-    """Divides the gain and multiplies the weights; both become new constants, since others may
-    read the old ones."""
-    for index in _constants(group.node, len(factors)):
-        value = group.node.inputs[index]
-        assert value is not None
-        array = _array(value) / factors
-        group.node.replace_input_with(index, _replacement(model, value, array, group.tensor))
-        _drop(model, value)
+    """Divides the gain, or the columns of the layer that makes a factor; multiplies the rows."""
+    gains = _constants(group.node, len(factors))
+    for index in gains:
+        _replace(model, group.node, index, _array(group.node, index) / factors)
+    layer = None if gains else _factor_layer(group.node)
+    if layer is not None:
+        _replace(model, layer, 1, _array(layer, 1) / factors)
     for linear in group.linears:
         across = (-1, 1) if linear.in_axis == 0 else (1, -1)
-        array = _array(linear.weight) * factors.reshape(across)
-        made = _replacement(model, linear.weight, array, linear.name)
-        linear.node.replace_input_with(1, made)
-        _drop(model, linear.weight)
+        _replace(model, linear.node, 1, _array(linear.node, 1) * factors.reshape(across))
 
 
-def _array(value: ir.Value) -> NDArray[np.float32]:
+def _factor_layer(node: ir.Node) -> ir.Node | None:
+    """The MatMul with a constant weight that makes one factor of a product and nothing else."""
+    if node.op_type != "Mul":
+        return None
+    for value in reversed(node.inputs):
+        made_by = value.producer() if value is not None else None
+        if made_by is None or made_by.op_type != "MatMul" or value is None:
+            continue
+        if value.is_graph_output() or {use.node for use in value.uses()} != {node}:
+            continue
+        weight = made_by.inputs[1]
+        if weight is not None and weight.is_initializer() and weight.const_value is not None:
+            return made_by
+    return None
+
+
+def _array(node: ir.Node, index: int) -> NDArray[np.float32]:
+    value = node.inputs[index]
+    assert value is not None
     assert value.const_value is not None
     return value.const_value.numpy()
 
 
 def _rows(linear: Linear) -> NDArray[np.float32]:
-    array = _array(linear.weight)
+    array = _array(linear.node, 1)
     return array if linear.in_axis == 0 else array.T
 
 
-def _replacement(model: ir.Model, old: ir.Value, array: NDArray, reader: str) -> ir.Value:
-    name = f"{old.name}_for_{reader}"
+def _replace(model: ir.Model, node: ir.Node, index: int, array: NDArray) -> None:
+    """Gives a node a constant of its own, since others may read the old one."""
+    old = node.inputs[index]
+    assert old is not None
+    name = f"{old.name}_smoothed_for_{node.name}"
+    while name in model.graph.initializers:
+        name += "_again"
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)
     value = ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     model.graph.register_initializer(value)
-    return value
-
-
-def _drop(model: ir.Model, value: ir.Value) -> None:
-    if not value.uses() and not value.is_graph_output() and value.name:
-        del model.graph.initializers[value.name]
+    node.replace_input_with(index, value)
+    if not old.uses() and not old.is_graph_output() and old.name:
+        del model.graph.initializers[old.name]

@@ -11,9 +11,10 @@ from geomag_edge.errors import CalibrationError
 
 MAGNITUDES = st.floats(0, 2.0**100, width=32)
 BATCHES = st.lists(
-    hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=3, max_side=20), elements=MAGNITUDES),
-    min_size=1, max_size=5,
-)  # fmt: skip
+    hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=20), elements=MAGNITUDES),
+    min_size=1,
+    max_size=5,
+)
 
 
 def histogram(*batches):
