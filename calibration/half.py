@@ -175,9 +175,9 @@ class _Caster:
                 value.dtype = ir.DataType.FLOAT16
         for node in nodes:
             for i in takes[node]:
-                value = node.inputs[i]
-                assert value is not None
-                node.replace_input_with(i, self._as(value, self._wanted(node, i), node))
+                given = node.inputs[i]
+                assert given is not None
+                node.replace_input_with(i, self._as(given, self._wanted(node, i), node))
             if node not in self.wide:
                 for value in gives[node]:
                     value.dtype = ir.DataType.FLOAT16
@@ -214,7 +214,10 @@ class _Caster:
             assert tensor is not None
             name = f"{value.name}_half"
             lazy = ir.LazyTensor(
-                _halve(tensor), dtype=ir.DataType.FLOAT16, shape=tensor.shape, name=name
+                _halve(tensor),
+                dtype=ir.DataType.FLOAT16,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=name,
             )
             made = ir.Value(
                 name=name, shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT16),

@@ -275,16 +275,18 @@ def _nibbles(weight: BlockWeight) -> NDArray[np.uint8]:
     rows, columns = weight.codes.shape
     shifted = np.ascontiguousarray(weight.codes.T).astype(np.int16) + (1 << (weight.bits - 1))
     codes = shifted.astype(np.uint8)
-    if weight.bits == 4:
-        codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
-    return codes.reshape(columns, rows // weight.block, -1)
+    packed = codes if weight.bits == 8 else np.bitwise_or(codes[:, 0::2], codes[:, 1::2] << 4)
+    return packed.reshape(columns, rows // weight.block, -1)
 
 
 def _initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     value = model.graph.initializers.get(name)
     if value is None:
         value = ir.Value(
-            name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape
+            name=name,
+            const_value=tensor,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.shape.numpy()),
         )
         model.graph.register_initializer(value)
     return value

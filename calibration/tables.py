@@ -162,7 +162,10 @@ def _look_up(
 
 def _initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     value = ir.Value(
-        name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape
+        name=name,
+        const_value=tensor,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
     )
     model.graph.register_initializer(value)
     return value
