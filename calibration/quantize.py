@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,13 @@ from .gate import Gate, Verdict, judge
 from .recipes import CALIBRATED, Source, find_recipe, halved, kept_nodes
 from .report import Report
 from .scales import GraphScales, Scales, load_scales
+from .sensitivity import FirstQuestions, Probe, Search, layer_gains, measure_layers, search
+from .tables import dequantize_first
 
 SOURCE = "fp32"
+
+SEARCH_QUESTIONS = 24
+"""A search asks so many for every layer, and the whole set for every choice."""
 
 INLINE_BYTES = 1024
 """Smaller tensors stand in the ONNX file itself."""
@@ -51,6 +57,7 @@ class Quantized:
         parity: engine -> drift at every graph's boundary.
         verdicts: engine -> the gate's outcome; empty for a model that was never trained.
         blamed: where the gate refused, the layers with quantised activations, the worst first.
+        search: every layer's loss and gain, where they were asked for.
     """
 
     precision: str
@@ -61,6 +68,7 @@ class Quantized:
     parity: dict[str, Parity] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     blamed: list[Blame] = field(default_factory=list)
+    search: Search | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -79,6 +87,7 @@ class Quantized:
             "parity": {engine: p.to_json() for engine, p in self.parity.items()},
             "tensorrt_bytes": self.tensorrt_bytes,
             "blamed": [b.to_json() for b in self.blamed],
+            "search": self.search.to_json() if self.search else None,
             "gate": {engine: v.to_json() for engine, v in self.verdicts.items()},
             "notes": self.notes,
         }
@@ -119,17 +128,23 @@ def write_graphs(
         if spec.name not in CHAIN:
             continue
         progress(f"writing {spec.name}")
-        steps = passes.get(spec.name, ())
+        forms = passes.get(spec.name)
         record = dict(manifest.graphs[SOURCE][spec.name])
         narrow: list[str] = []
-        if steps:
+        if forms:
             source = _source(bundle, spec, scales, method, keep)
-            for step in steps:
+            for step in forms.portable:
                 narrow += step(source)
             wide = "float16" if recipe == "fp16" else "float32"
             record = _write(change, spec, source.model, recipe, wide)
         if recipe != "fp16":
             record["forms"] = {"tensorrt": _half_form(change, spec, record, recipe, keep)}
+        if forms and forms.onnxruntime:
+            source = _source(bundle, spec, scales, method, keep)
+            for step in forms.onnxruntime:
+                step(source)
+            form = _write(change, spec, source.model, recipe, "float32", "onnxruntime")
+            record["forms"]["onnxruntime"] = form
         records[spec.name] = record
         if narrow:
             made[spec.name] = narrow
@@ -165,11 +180,11 @@ def _source(
 
 
 def _write(
-    change: Amendment, spec: GraphSpec, model: ir.Model, recipe: str, wide: str
+    change: Amendment, spec: GraphSpec, model: ir.Model, recipe: str, wide: str, form: str = ""
 ) -> dict[str, Any]:
     """Saves a graph with its weights beside it; returns its record."""
-    path = change.stage / spec.file
-    ir.save(model, path, external_data=f"{spec.file}.data")
+    path = change.stage / (f"{spec.name}.{form}.onnx" if form else spec.file)
+    ir.save(model, path, external_data=f"{path.name}.data")
     return _record(change, spec, path, recipe, wide)
 
 
@@ -183,6 +198,7 @@ def _half_form(
     for name in record["data"] if not inside else ():
         change.bundle.file(name)
     model = ir.load(origin)
+    dequantize_first(model)
     halved(Source(model, spec, GraphScales("", {}), "mse", kept_nodes(keep, spec.name, model)))
     path = change.stage / f"{spec.name}.tensorrt.onnx"
     large = []
@@ -251,6 +267,7 @@ def quantize(
     method: str | None = None,
     keep: Collection[str] = (),
     threads: int | None = None,
+    search_for: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Quantized:
     """Adds a precision to a bundle if it passes the gate; else the bundle stays as it is.
@@ -264,6 +281,8 @@ def quantize(
         engines: what the precision is judged on, each against float32 on `ort-cpu`.
         method, keep: see `write_graphs`.
         threads: CPU threads of a graph.
+        search_for: an engine: measure every layer on it, and quantise those alone that gain time
+            there and that the gate lets pass.
         progress: called with a few words as each step starts.
 
     Raises:
@@ -279,7 +298,13 @@ def quantize(
     try:
         with amended(bundle, f"onnx/{recipe}") as change:
             narrow = write_graphs(change, recipe, method, keep, progress)
-            result = Quantized(recipe, narrow, *_sizes(change.bundle, recipe))
+            found = None
+            if search_for is not None:
+                found = _search(change.bundle, recipe, data, gate, search_for, threads, progress)
+                keep = [*keep, *(f"{graph}/{glob.escape(node)}" for graph, node in found.wide)]
+                change.empty()
+                narrow = write_graphs(change, recipe, method, keep, progress)
+            result = Quantized(recipe, narrow, *_sizes(change.bundle, recipe), search=found)
             _measure(change.bundle, recipe, data, gate, engines, threads, result, progress)
             if not result.ok:
                 samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
@@ -291,6 +316,7 @@ def quantize(
             change.bundle.manifest.accuracy[recipe] = {
                 "gate": {engine: v.to_json() for engine, v in result.verdicts.items()},
                 "quantized": narrow,
+                "search": found.to_json() if found else None,
                 "method": method,
                 "keep": sorted(keep),
                 "notes": result.notes,
@@ -298,6 +324,32 @@ def quantize(
     except _Refused as refused:
         return refused.result
     return result
+
+
+def _search(
+    bundle: Bundle, recipe: str, data: Dataset | None, gate: Gate, engine: str,
+    threads: int | None, progress: Callable[[str], None],
+) -> Search:  # fmt: skip
+    """Every layer's loss and gain, and the choice."""
+    if data is None or bundle.manifest.untrained:
+        raise InputError("a search weighs answers: it needs a trained model and --data")
+    samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
+    progress("timing layers")
+    gains = layer_gains(bundle, SOURCE, samples, engine, threads)
+    blamed = blame(bundle, recipe, samples)
+    few = Probe(bundle, recipe, FirstQuestions(data, SEARCH_QUESTIONS), threads)
+    try:
+        layers = measure_layers(few, gains, blamed, progress)
+    finally:
+        few.close()
+    progress(f"asking {SOURCE}")
+    with Pipeline.load(bundle, "ort-cpu", SOURCE, threads) as pipe:
+        reference = evaluate(pipe, data)
+    probe = Probe(bundle, recipe, data, threads)
+    try:
+        return search(layers, probe, reference, gate, engine, progress)
+    finally:
+        probe.close()
 
 
 class _Refused(Exception):

@@ -15,12 +15,15 @@ import onnx_ir as ir
 from geomag_edge.errors import InputError
 from geomag_edge.graphs import GraphSpec
 
+from .dynamic8 import dynamic_int8
+from .fp8 import quantize_fp8
 from .half import to_half
-from .int4 import as_qdq, quantize_blocks
+from .int4 import BLOCK_OPSET, as_qdq, quantize_blocks
 from .linears import find_linears
 from .qdq import quantize_linears
 from .scales import GraphScales
 from .smooth import smooth
+from .tables import quantize_tables
 
 
 @dataclass(frozen=True)
@@ -58,31 +61,81 @@ def int8_linears(source: Source) -> Collection[str]:
     return quantize_linears(source.model, scales, source.keep, source.method)
 
 
-def int4_linears(source: Source) -> Collection[str]:
-    """The linear layers' weights in 4 bits."""
+def dynamic_linears(source: Source) -> Collection[str]:
+    """int8 linear layers whose activations are measured while they run."""
+    return dynamic_int8(source.model, source.keep)
+
+
+def int4_weights(source: Source) -> Collection[str]:
+    """The linear layers' weights in 4 bits, the last layer's in 8."""
     importance = {name: seen.rms**2 for name, seen in source.scales.channels.items()}
     weights = quantize_blocks(source.model, keep=source.keep, importance=importance)
     as_qdq(source.model, weights)
     return list(weights)
 
 
-RECIPES: dict[str, dict[str, tuple[Pass, ...]]] = {
+def int8_weights(source: Source) -> Collection[str]:
+    """The linear layers' weights in 8 bits; graphs too old for blocks stay as they are."""
+    if source.model.opset_imports.get("", 1) < BLOCK_OPSET:
+        return []
+    every = [linear.name for linear in find_linears(source.model)]
+    weights = quantize_blocks(source.model, WEIGHT_BLOCK, source.keep, wide8=every)
+    as_qdq(source.model, weights)
+    return list(weights)
+
+
+def int8_tables(source: Source) -> Collection[str]:
+    """Embedding tables as int8 rows."""
+    return quantize_tables(source.model, source.keep)
+
+
+def fp8_linears(source: Source) -> Collection[str]:
+    """Q/DQ in E4M3 around the linear layers."""
+    return quantize_fp8(source.model, source.scales, source.keep)
+
+
+WEIGHT_BLOCK = 128
+"""Rows that share a scale where weights alone are 8 bits."""
+
+
+@dataclass(frozen=True)
+class Forms:
+    """How one graph is made: the portable file, and ONNX Runtime's own where that pays."""
+
+    portable: tuple[Pass, ...]
+    onnxruntime: tuple[Pass, ...] = ()
+
+
+HALF = Forms((halved,))
+INT8 = Forms((int8_linears,))
+SMALL_PSC = Forms((int8_tables, int8_weights))
+SMALL_EMBED = Forms((int8_tables,))
+
+RECIPES: dict[str, dict[str, Forms]] = {
     "fp16": dict.fromkeys(
-        ("encoder", "psc_select", "projector", "embed", "llm", "mask_head"), (halved,)
+        ("encoder", "psc_select", "projector", "embed", "llm", "mask_head"), HALF
     ),
-    "int8": {"encoder": (int8_linears,), "llm": (int8_linears,), "mask_head": (int8_linears,)},
-    "int4-llm": {"llm": (int4_linears,)},
+    "int8": {
+        "encoder": INT8, "psc_select": SMALL_PSC, "embed": SMALL_EMBED,
+        "llm": Forms((int8_linears,), (dynamic_linears,)), "mask_head": INT8,
+    },
+    "int4-llm": {"embed": SMALL_EMBED, "llm": Forms((int4_weights,))},
     "int8+int4-llm": {
-        "encoder": (int8_linears,), "llm": (int4_linears,), "mask_head": (int8_linears,),
+        "encoder": INT8, "psc_select": SMALL_PSC, "embed": SMALL_EMBED,
+        "llm": Forms((int4_weights,)), "mask_head": INT8,
+    },
+    "fp8": {
+        "encoder": Forms((fp8_linears,)), "embed": SMALL_EMBED, "llm": Forms((fp8_linears,)),
+        "mask_head": Forms((fp8_linears,)),
     },
 }  # fmt: skip
-"""Recipe -> graph -> passes. A graph that is not named stays as it is."""
+"""Recipe -> graph -> how it is made. A graph that is not named stays as it is."""
 
 CALIBRATED = frozenset({"int8", "int4-llm", "int8+int4-llm", "fp8"})
 """Recipes that need to know what the graphs see."""
 
 
-def find_recipe(name: str) -> dict[str, tuple[Pass, ...]]:
+def find_recipe(name: str) -> dict[str, Forms]:
     """The recipe of that name.
 
     Raises:

@@ -28,10 +28,21 @@ class Amendment:
     def __init__(self, bundle: Bundle, inside: str, stage: Path):
         self.inside, self.stage = inside, stage
         manifest = copy.deepcopy(bundle.manifest)
-        manifest.files = {
-            name: sha for name, sha in manifest.files.items() if not name.startswith(f"{inside}/")
-        }
         self.bundle = Bundle(bundle.root, manifest, {inside: stage})
+        self._forget()
+
+    def empty(self) -> None:
+        """Forgets what is staged, to start again."""
+        shutil.rmtree(self.stage)
+        self.stage.mkdir()
+        self.bundle = Bundle(self.bundle.root, self.bundle.manifest, {self.inside: self.stage})
+        self._forget()
+
+    def _forget(self) -> None:
+        files = self.bundle.manifest.files
+        self.bundle.manifest.files = {
+            name: sha for name, sha in files.items() if not name.startswith(f"{self.inside}/")
+        }
 
     def list_files(self) -> None:
         """Puts what is staged into the manifest's `files`."""

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from geomag_edge.cli.console import needs_extra, print_json, steps, table
 from geomag_edge.cli.run import positive
+from geomag_edge.errors import InputError
 
 if TYPE_CHECKING:
     from geomag_edge.calibration.blame import Blame
     from geomag_edge.calibration.quantize import Quantized
+    from geomag_edge.calibration.sensitivity import Search
 
-RECIPES = ("fp16", "int8", "int4-llm", "int8+int4-llm")
+RECIPES = ("fp16", "int8", "int4-llm", "int8+int4-llm", "fp8")
 BLAMED = 8
 
 
@@ -23,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", required=True, metavar="R", choices=RECIPES,
         help="fp16: everything that half can hold; int8: linear layers, weights and activations; "
-        "int4-llm: the language model's weights; int8+int4-llm: both. All but fp16 need "
-        "`geomag-edge calibrate` before",
+        "int4-llm: the language model's weights; int8+int4-llm: both; fp8: linear layers, for "
+        "TensorRT on sm 8.9 and later. All but fp16 need `geomag-edge calibrate` before",
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="SET",
@@ -52,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a node that stays wide; * and ? match, and it may be given again",
     )  # fmt: skip
     parser.add_argument(
+        "--search", metavar="E", choices=("ort-cpu", "openvino"),
+        help="measure every layer's loss and its time on this engine, and quantise those alone "
+        "that gain time and that the gate lets pass",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plot", type=Path, metavar="PNG", help="with --search: time gained against loss"
+    )
+    parser.add_argument(
         "-o", "--output", type=Path, metavar="SLIM",
         help="also write a bundle with this precision alone, to ship to a device",
     )  # fmt: skip
@@ -68,6 +78,8 @@ def execute(args: argparse.Namespace) -> int:
         from geomag_edge.calibration.slim import check_slim, write_slim
     from geomag_edge.manifest import Bundle
 
+    if args.plot and not args.search:
+        raise InputError("--plot draws what a search found: give --search too")
     gate = Gate(args.max_miou_drop, args.min_agreement)
     bundle = Bundle.open(args.bundle)
     data = open_dataset(args.data) if args.data else None
@@ -76,8 +88,13 @@ def execute(args: argparse.Namespace) -> int:
         check_slim(bundle, args.output, args.force)
     with steps(STEPS + 2 * len(engines), "quantize") as progress:
         result = quantize(
-            bundle, args.recipe, data, gate, engines, args.method, args.keep, args.threads, progress
-        )
+            bundle, args.recipe, data, gate, engines, args.method, args.keep, args.threads,
+            args.search, progress,
+        )  # fmt: skip
+    if args.plot and result.search:
+        from geomag_edge.calibration.pareto import draw_pareto
+
+        draw_pareto(result.search, args.plot)
     if result.ok and args.output:
         write_slim(Bundle.open(args.bundle), args.recipe, args.output, args.force)
     if args.json:
@@ -114,6 +131,9 @@ def text(result: Quantized, bundle: Path, slim: Path | None) -> str:
             f"gate           {engine}: {miou}; {v.agreement:.1%} of {v.questions} answers match"
         )
     lines += [f"note           {note}" for note in result.notes]
+    if result.search:
+        lines += ["", "layers by loss:", layer_table(result.search), ""]
+        lines.append(f"{len(result.search.wide)} of {len(result.search.layers)} layers stay wide")
     if result.blamed:
         lines += ["", "layers whose activations cost most:", blame_table(result.blamed)]
     lines.append("")
@@ -128,6 +148,18 @@ def text(result: Quantized, bundle: Path, slim: Path | None) -> str:
             worst = result.blamed[0]
             lines.append(f"try --keep '{worst.graph}/{worst.node}'")
     return "\n".join(lines)
+
+
+def layer_table(found: Search) -> str:
+    """The layers that cost most, and whether they stay wide."""
+    wide = set(found.wide)
+    rows = [
+        (x.graph, x.node, f"{x.error:.1e}", f"{x.miou_drop:+.2f}", f"{x.changed:.1%}",
+         f"{x.gain_ms:+.2f}", "wide" if (x.graph, x.node) in wide else "narrow")
+        for x in sorted(found.layers, key=lambda x: x.loss, reverse=True)[:BLAMED]
+    ]  # fmt: skip
+    head = ("graph", "node", "error", "mIoU drop", "answers changed", "ms gained", "")
+    return table(head, rows)
 
 
 def blame_table(blamed: list[Blame]) -> str:
