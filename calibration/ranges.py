@@ -17,7 +17,7 @@ from geomag_edge.errors import CalibrationError
 BINS = 4096
 """At least half of them are in use, so a bin is at most an eighth of an int8 step."""
 SAMPLE = 1 << 18
-"""About so many values of one tensor in one run enter the histogram, in whole rows evenly spaced, so
+"""About so many values of a tensor in one run enter the histogram, in whole rows evenly spaced, so
 that every channel has its share; the largest magnitude is taken from all values."""
 STEPS = 127
 PERCENTILE = 99.99
