@@ -55,6 +55,7 @@ def answer(
     budget: TokenBudget | None = None,
     max_new_tokens: int = 64,
     answer_prefix: str = "",
+    crops: NDArray[np.float32] | None = None,
 ) -> ReferenceAnswer:
     """Answers a prompt about an image.
 
@@ -66,6 +67,7 @@ def answer(
         budget: None for the routed level's own.
         max_new_tokens: at most so many ids after the prefix.
         answer_prefix: the answer's forced start.
+        crops: f32[k,4] px, looked at in place of what PSC would choose.
     """
     config = model.config
     height, width = image.shape[:2]
@@ -92,7 +94,8 @@ def answer(
 
         levels = useful_levels(height, width, config.view_px, config.grid, psc)
         first = (first_boxes.numpy(), first_scores.numpy())
-        crops, _ = choose_crops(first, budget.crops, levels, psc.overlap, look_again)
+        if crops is None:
+            crops, _ = choose_crops(first, budget.crops, levels, psc.overlap, look_again)
         if len(crops):
             crop_tokens, _, crop_features = encode(crops)
             boxes = np.concatenate([boxes, crops])

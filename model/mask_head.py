@@ -95,14 +95,18 @@ class GeoMagMaskHead(nn.Module):
         image = features.flatten(2).transpose(1, 2)  # [n,F*F,Cf]
         image = image.unsqueeze(0).expand(m, -1, -1, -1).flatten(0, 1)  # [m*n,F*F,Cf]
         query = self.query(queries).unsqueeze(1).expand(-1, n, -1).reshape(m * n, 1, dim)
-        prompt = torch.cat([self.quality_token.expand(m * n, -1, -1), query], dim=1)
-        tokens = prompt
-        for block in self.blocks:
-            tokens, image = block(tokens, image, self.place, prompt)
-        attended = self.final(tokens + prompt, image + self.place, image)
-        tokens = self.final_norm(tokens + attended)
+        tokens, image = self.decode(image, query)
         pixels = self.upscale(image.transpose(1, 2).reshape(m * n, dim, side, side))
         weights = self.hyper(tokens[:, 1]).unsqueeze(1)  # [m*n,1,Cf/8]
         logits = (weights @ pixels.flatten(2)).reshape(m, n, 4 * side, 4 * side)
         quality = torch.sigmoid(self.quality(tokens[:, 0])).reshape(m, n)
         return logits, quality
+
+    def decode(self, image: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """One query a view: image [b,F*F,Cf], query [b,1,Cf] -> tokens [b,2,Cf] and the image."""
+        prompt = torch.cat([self.quality_token.expand(image.shape[0], -1, -1), query], dim=1)
+        tokens, place = prompt, self.place.to(image.dtype)
+        for block in self.blocks:
+            tokens, image = block(tokens, image, place, prompt)
+        attended = self.final(tokens + prompt, image + place, image)
+        return self.final_norm(tokens + attended), image

@@ -22,6 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-render", action="store_true", help="train on what the pool holds")
     parser.add_argument("--workers", type=int, default=1, help="processes that render (1)")
     parser.add_argument("--threads", type=int, default=1, help="threads that train (1)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto",
+        help="where to train; auto takes a GPU if there is one (auto)",
+    )  # fmt: skip
     parser.add_argument("--until", type=int, help="stop after this many steps in all")
     parser.add_argument(
         "--resume", nargs="?", type=Path, const=Path("."), metavar="CHECKPOINT",
@@ -43,7 +47,7 @@ def _train(args: argparse.Namespace) -> None:
     import torch
 
     from geomag_edge.model.train.config import TrainConfig
-    from geomag_edge.model.train.loop import Trainer
+    from geomag_edge.model.train.loop import Place, Trainer
     from geomag_edge.model.train.pool import fill_pool
 
     config_path = args.config or Path(__file__).parent / "nano.json"
@@ -54,13 +58,14 @@ def _train(args: argparse.Namespace) -> None:
     if args.render_only:
         return
     torch.set_num_threads(args.threads)
+    place = Place.choose(args.device)
     if args.resume is None:
-        run = Trainer.fresh(config, args.folder, pool)
+        run = Trainer.fresh(config, args.folder, pool, place)
     elif args.resume == Path("."):
-        run = Trainer.fresh(config, args.folder, pool)
+        run = Trainer.fresh(config, args.folder, pool, place)
         run.restore()
     else:
-        run = Trainer.from_checkpoint(config, args.folder, pool, args.resume)
+        run = Trainer.from_checkpoint(config, args.folder, pool, args.resume, place)
     run.run(args.until)
     print(run.folder / "checkpoint")
 

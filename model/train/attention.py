@@ -25,14 +25,22 @@ def plain_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float, dropout: float = 0.0, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """query [B,H,T,D], key and value [B,Hkv,N,D], mask bool [B,1,T,N] -> [B,T,H,D]."""
+    """query [B,H,T,D], key and value [B,Hkv,N,D], mask [B,1,T,N] to add -> [B,T,H,D]."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        scores += attention_mask  # in place: a product's gradient does not need its result
+    watch = getattr(module, "watch", None)
+    if watch is not None:
+        watch.keep_scores(module.layer_idx, scores)
     return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to add from one that is True where attention is allowed."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min / 2)
 
 
 def use_plain_attention(model: GeoMagForConditionalGeneration) -> None:
@@ -53,7 +61,8 @@ def stream_in_bfloat16(model: GeoMagForConditionalGeneration) -> None:
     """Makes the vision tower's residual stream bfloat16 under autocast."""
 
     def to_half(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        return output.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else output
+        kind = output.device.type
+        return output.to(torch.bfloat16) if torch.is_autocast_enabled(kind) else output
 
     model.encoder.tower.embeddings.register_forward_hook(to_half)
     model.encoder.detail.to(memory_format=torch.channels_last)

@@ -56,6 +56,7 @@ class TrainConfig:
     average: float = 0.998
     save_every: int = 100
     autocast: bool = True
+    muon: bool = False
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:

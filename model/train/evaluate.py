@@ -13,21 +13,21 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import GeoMagError
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration, load_checkpoint
-from geomag_edge.model.inference import ReferenceAnswer, answer
+from geomag_edge.model.inference import answer
 from geomag_edge.model.processor import GeoMagProcessor
+from geomag_edge.model.train.cost import mask_iou, measure_cost
 from geomag_edge.model.train.pool import PooledScene
 from geomag_edge.model.train.targets import prompt_text
 from geomag_edge.prompts import SEG_TOKEN, boxes_in
-from geomag_edge.runtime.masks import Mask
 from geomag_edge.scenes import render_scene
 from geomag_edge.scenes.questions import Question
 from geomag_edge.views import iou_with
@@ -92,12 +92,12 @@ def evaluate(
             if question.level == "pixel" and question.targets:
                 size = _longest_px(scene, question) * view_px / max(height, width)
                 small = "small" if size < SMALL_PX else "large"
-                iou = _mask_iou(scene, question, got)
+                iou = mask_iou(scene, question, got)
                 scores.add(iou, "mIoU", f"mIoU/{question.kind}", f"mIoU/{small}")
                 if small == "small" and without_psc:
                     even = TokenBudget(round(model.config.budgets["pixel"].visual_tokens ** 0.5))
                     blind = answer(model, processor, scene.image, prompt, even)
-                    scores.add(_mask_iou(scene, question, blind), "mIoU/small, PSC off")
+                    scores.add(mask_iou(scene, question, blind), "mIoU/small, PSC off")
             elif question.kind == "find_box":
                 found = boxes_in(text, got.view_boxes, height, width)
                 best = iou_with(np.array(question.boxes[0]), np.array(found[:1])) if found else [0]
@@ -123,18 +123,6 @@ def _longest_px(scene: PooledScene, question: Question) -> float:
     return float((boxes[:, 2:] - boxes[:, :2]).max(1).mean())
 
 
-def _mask_iou(scene: PooledScene, question: Question, got: ReferenceAnswer) -> float:
-    """IoU of all masks of the answer together with the targets' visible pixels."""
-    real = np.isin(scene.ids, np.array(question.targets, np.uint16))
-    mask: NDArray[np.bool_] = np.zeros_like(real)
-    for logits, quality in zip(got.mask_logits, got.quality, strict=True):
-        mask |= np.asarray(
-            Mask(scene.ids.shape, got.view_boxes, logits.numpy(), quality.numpy(), 0.0)
-        )
-    either = np.count_nonzero(mask | real)
-    return np.count_nonzero(mask & real) / either if either else 1.0
-
-
 def unseen_scenes(
     count: int, size_px: int, per_level: int, first_seed: int = FIRST_SEED
 ) -> Iterator[PooledScene]:
@@ -153,20 +141,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="sides, px")
     parser.add_argument("--per-level", type=int, default=3, help="questions a level and scene (3)")
     parser.add_argument("--seed", type=int, default=FIRST_SEED, help="first seed")
+    parser.add_argument(
+        "--cost", action="store_true",
+        help="masks at the default budget against a uniform high-resolution run, and nothing else",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     try:
         model = load_checkpoint(args.checkpoint)
         processor = GeoMagProcessor.from_pretrained(args.checkpoint)
-        result = {}
+        result: dict[str, Any] = {}
         for size in args.sizes:
             scenes = unseen_scenes(args.scenes, size, args.per_level, args.seed)
-            result[str(size)] = evaluate(model, processor, scenes).table()
+            if args.cost:
+                result[str(size)] = measure_cost(model, processor, scenes)
+            else:
+                result[str(size)] = evaluate(model, processor, scenes).table()
     except GeoMagError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    for size, table in result.items():
+    for size, table in result.items() if not args.cost else ():
         print(f"\n{size} px, {args.scenes} scenes", file=sys.stderr)
         for name, row in table.items():
             print(

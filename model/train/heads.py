@@ -17,6 +17,8 @@ PIXEL_CLASSES = len(ALL_CLASSES) + 1
 PIXEL_OUTPUTS = PIXEL_CLASSES + len(COLOUR_NAMES) + 2
 PATCH_OUTPUTS = len(ALL_CLASSES) + len(COLOUR_NAMES)
 CENTRE_OUTPUTS = len(ALL_CLASSES)
+BINS = 50
+"""Places along a view's side among which the heads for boxes choose."""
 
 
 class DenseHeads(nn.Module):
@@ -28,8 +30,15 @@ class DenseHeads(nn.Module):
         self.pixels = nn.Conv2d(config.mask["feature_dim"], 4 * PIXEL_OUTPUTS, 1)
         self.norm = nn.LayerNorm(token_dim)
         self.patches = nn.Linear(token_dim, PATCH_OUTPUTS + CENTRE_OUTPUTS + 4)
+        dim = config.text_config.hidden_size
+        self.visual = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, PATCH_OUTPUTS + CENTRE_OUTPUTS)
+        )
+        self.asked, self.found = (
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * BINS)) for _ in range(2)
+        )
         rows = len(ALL_CLASSES) + len(COLOUR_NAMES) + len(SIZES)
-        self.words = nn.Embedding(rows + 1, config.text_config.hidden_size, padding_idx=rows)
+        self.words = nn.Embedding(rows + 1, dim, padding_idx=rows)
 
     def forward(self, tokens: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [n,P,Dv], features [n,Cf,F,F] -> pixels [n,PIXEL_OUTPUTS,2F,2F], patches [n,P,*].
@@ -53,6 +62,6 @@ class DenseHeads(nn.Module):
             at += len(COLOUR_NAMES)
             size = at + SIZES.index(noun.size) if noun.size else -1
             rows.append([ALL_CLASSES.index(noun.cls), colour, size])
-        found = torch.tensor(rows).reshape(-1, 3)
+        found = torch.tensor(rows, device=self.words.weight.device).reshape(-1, 3)
         found[found < 0] = self.words.padding_idx
         return self.words(found).sum(1)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from contextlib import nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import set_seed
 
+from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import CheckpointError, InputError
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration, load_checkpoint
 from geomag_edge.model.presets import domain_tokenizer, preset_config, save_checkpoint
@@ -41,7 +44,45 @@ from geomag_edge.prompts import PromptCoder
 HEADS = "train_heads.safetensors"
 """The training heads beside a checkpoint's weights: the model itself never reads them."""
 
-CURVES = ("loss", "dense", "psc", "answer", "mask", "noun_iou", "mask_iou", "word_accuracy")
+CURVES = (
+    "dense", "psc", "answer", "mask", "mask_iou", "word_accuracy", "look/object", "found",
+)  # fmt: skip
+
+
+_Drawn = tuple[list[data.Visit], TokenBudget, np.random.Generator]
+
+STEPS_AHEAD = 4
+"""Steps whose scenes loaders read and turn before their time."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run computes, and how many threads prepare scenes beside it (0: none)."""
+
+    device: str = "cpu"
+    loaders: int = 0
+
+    @classmethod
+    def choose(cls, device: str) -> Place:
+        """`auto` takes a GPU if there is one; a GPU is fed by threads.
+
+        Raises:
+            InputError: `cuda` where PyTorch finds no GPU.
+        """
+        found = torch.cuda.is_available()
+        if device == "cuda" and not found:
+            raise InputError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+        if device == "cpu" or not found:
+            return cls()
+        return cls("cuda", min(8, os.cpu_count() or 1))
+
+
+CPU = Place()
+
+SCALES = ("q_norm", "k_norm", "relevance_scale", "relevance_bias")
+SCALE_GAIN = 10.0
+"""How sharply attention may look is in these few numbers: normed queries and keys have no other
+length. At the rate of the rest they would stay where they began for thousands of steps."""
 
 
 class Trainer:
@@ -54,48 +95,44 @@ class Trainer:
         pool: Path,
         model: GeoMagForConditionalGeneration,
         tokenizers: tuple[Tokenizer, Tokenizer],
+        place: Place = CPU,
     ):
         self.config, self.folder, self.pool = config, folder, pool
-        self.model, self.tokenizers = model.train().requires_grad_(True), tokenizers
-        self.heads = DenseHeads(model.config)
+        self.device = torch.device(place.device)
+        model = model.train().requires_grad_(True).to(self.device)
+        self.model, self.tokenizers = model, tokenizers
+        self.heads = DenseHeads(model.config).to(self.device)
+        self.loaders = ThreadPoolExecutor(place.loaders) if place.loaders else None
+        self.ahead: dict[int, Future[_Drawn]] = {}
         use_plain_attention(model)
         stream_in_bfloat16(model)
         coder = PromptCoder(prompt_settings(model.config, tokenizers[0]), *tokenizers)
-        self.trainee = Trainee(model, self.heads, TurnMaker(coder))
+        each = self.loaders.map if self.loaders else map
+        self.trainee = Trainee(model, self.heads, TurnMaker(coder), each)
         self.parameters = named({"model": model, "heads": self.heads})
-        flat = [p for p in self.parameters.values() if p.ndim > 1]
-        rest = [p for p in self.parameters.values() if p.ndim <= 1]
-        self.order = [n for n, p in self.parameters.items() if p.ndim > 1]
-        self.order += [n for n, p in self.parameters.items() if p.ndim <= 1]
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": flat, "weight_decay": config.weight_decay},
-                {"params": rest, "weight_decay": 0.0},
-            ],
-            lr=1e-3, betas=(0.9, 0.98), fused=True,
-        )  # fmt: skip
+        self.optimisers = _optimisers(self.parameters, config)
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.step, self.seconds, self.visits = 0, 0.0, 0
         self.log: list[dict[str, Any]] = []
 
     @classmethod
-    def fresh(cls, config: TrainConfig, folder: Path, pool: Path) -> Trainer:
+    def fresh(cls, config: TrainConfig, folder: Path, pool: Path, place: Place = CPU) -> Trainer:
         """A run from random weights."""
         settings = preset_config(config.preset)
         set_seed(config.seed)
         with torch.no_grad():
             model = GeoMagForConditionalGeneration(settings)
-        return cls(config, folder, pool, model, domain_tokenizer())
+        return cls(config, folder, pool, model, domain_tokenizer(), place)
 
     @classmethod
     def from_checkpoint(
-        cls, config: TrainConfig, folder: Path, pool: Path, checkpoint: Path
+        cls, config: TrainConfig, folder: Path, pool: Path, checkpoint: Path, place: Place = CPU
     ) -> Trainer:
         """A run from a shipped checkpoint, at the step where that one stopped."""
         model = load_checkpoint(checkpoint)
         text, psc = (Tokenizer.from_file(str(checkpoint / name)) for name in TOKENIZERS)
         set_seed(config.seed)
-        run = cls(config, folder, pool, model, (text, psc))
+        run = cls(config, folder, pool, model, (text, psc), place)
         file = checkpoint / "train_state.json"
         record = json.loads(file.read_text()) if file.is_file() else {}
         run.step, run.seconds = int(record.get("step", 0)), float(record.get("seconds", 0))
@@ -118,8 +155,9 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(groups["weights"][name])
-        self.average = {name: groups["average"][name] for name in self.parameters}
-        restore_optimiser(self.optimiser, self.order, groups["optimiser"])
+        self.average = {n: groups["average"][n].to(self.device) for n in self.parameters}
+        for optimiser, names in self.optimisers:
+            restore_optimiser(optimiser, names, groups["optimiser"])
         self.step, self.seconds = record["step"], record["seconds"]
         self.visits = record["visits"]
         lines = (self.folder / "log.jsonl").read_text().splitlines()
@@ -169,21 +207,20 @@ class Trainer:
             raise InputError("the training is over: give a configuration with more steps")
         _, stage, within = place
         start = time.perf_counter()
-        rng = np.random.default_rng((self.config.seed, self.step))
         rate = stage.rate_at(within)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        chosen = rng.integers(len(files), size=stage.scenes)
-        visits = [data.visit(files[int(i)], rng, stage.questions) for i in chosen]
-        budget = stage.budgets.draw(rng)
-        half = torch.autocast("cpu", torch.bfloat16) if self.config.autocast else nullcontext()
-        with half:
+        for optimiser, _ in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group.get("gain", 1.0)
+        visits, budget, rng = self._draw(files)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
             loss, parts = self.trainee.losses(visits, budget, stage.losses, stage.crops, rng)
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser, _ in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
         if math.isfinite(float(norm)):
-            self.optimiser.step()
+            for optimiser, _ in self.optimisers:
+                optimiser.step()
             self._update_average()
         seconds = time.perf_counter() - start
         self.seconds += seconds
@@ -192,6 +229,24 @@ class Trainer:
         parts = {k: v for k, v in parts.items() if math.isfinite(v)}
         self.step += 1
         return record | parts | {"norm": float(norm), "seconds": seconds}
+
+    def _draw(self, files: list[Path]) -> _Drawn:
+        """What this step trains on; with loaders, theirs, and they go on with the next steps."""
+        if self.loaders is None:
+            return self._drawn_at(self.step, files)
+        for step in range(self.step, self.step + STEPS_AHEAD):
+            if step not in self.ahead and self.stage_at(step) is not None:
+                self.ahead[step] = self.loaders.submit(self._drawn_at, step, files)
+        return self.ahead.pop(self.step).result()
+
+    def _drawn_at(self, step: int, files: list[Path]) -> _Drawn:
+        place = self.stage_at(step)
+        assert place is not None
+        stage = place[1]
+        rng = np.random.default_rng((self.config.seed, step))
+        chosen = rng.integers(len(files), size=stage.scenes)
+        visits = [data.visit(files[int(i)], rng, stage.questions) for i in chosen]
+        return visits, stage.budgets.draw(rng), rng
 
     def _update_average(self) -> None:
         keep = min(self.config.average, (1 + self.step) / (10 + self.step))
@@ -212,7 +267,11 @@ class Trainer:
         groups = {
             "weights": {n: p.data for n, p in self.parameters.items()},
             "average": self.average,
-            "optimiser": optimiser_tensors(self.optimiser, self.order),
+            "optimiser": {
+                name: tensor
+                for optimiser, names in self.optimisers
+                for name, tensor in optimiser_tensors(optimiser, names).items()
+            },
         }
         write_state(self.folder / "state", groups, record)
         self.save_checkpoint(self.folder / "checkpoint")
@@ -247,3 +306,37 @@ class Trainer:
         for name, parameter in self.parameters.items():
             if name.startswith("model/"):
                 parameter.data = tensors[name]
+
+
+def _optimisers(
+    parameters: dict[str, torch.nn.Parameter], config: TrainConfig
+) -> list[tuple[torch.optim.Optimizer, list[str]]]:
+    """AdamW, with Muon for the layers' matrices if asked, and the parameters of each in order.
+
+    Muon's steps have the size of AdamW's (arXiv 2502.16982), so both share one rate.
+    """
+    inner = [
+        n for n, p in parameters.items()
+        if config.muon and n.startswith("model/") and p.ndim == 2
+        and not any(part in n for part in ("embed", "lm_head", "mask_head.place"))
+    ]  # fmt: skip
+    outer = [n for n in parameters if n not in set(inner)]
+    flat = [n for n in outer if parameters[n].ndim > 1]
+    quick = [n for n in outer if any(part in n for part in SCALES)]
+    rest = [n for n in outer if parameters[n].ndim <= 1 and n not in quick]
+    adam = torch.optim.AdamW(
+        [
+            {"params": [parameters[n] for n in flat], "weight_decay": config.weight_decay},
+            {"params": [parameters[n] for n in rest], "weight_decay": 0.0},
+            {"params": [parameters[n] for n in quick], "weight_decay": 0.0, "gain": SCALE_GAIN},
+        ],
+        lr=1e-3, betas=(0.9, 0.98), fused=True,
+    )  # fmt: skip
+    found: list[tuple[torch.optim.Optimizer, list[str]]] = [(adam, [*flat, *rest, *quick])]
+    if inner:
+        muon = torch.optim.Muon(
+            [parameters[n] for n in inner], lr=1e-3, weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )  # fmt: skip
+        found.append((muon, inner))
+    return found

@@ -8,10 +8,11 @@ have alone. So a packed sequence gives every question the hidden states of its o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from geomag_edge.prompts import PromptCoder
@@ -39,6 +40,8 @@ class Packed:
         segment: i64[B,T], the question's number from 1; 0 is padding.
         place: i64[B,T], position behind the visual tokens.
         seg: for each scene, (question, position in T) of every [SEG].
+        spans: for each scene and question, its first position in T, the position that predicts
+            the first token of the answer, and the end.
     """
 
     ids: Tensor
@@ -47,21 +50,26 @@ class Packed:
     segment: Tensor
     place: Tensor
     seg: list[list[tuple[int, int]]]
+    spans: list[list[tuple[int, int, int]]]
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on a device; `seg` and `spans` stay lists."""
+        names = ("ids", "labels", "weights", "segment", "place")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def mask(self, shared: int) -> Tensor:
         """bool[B,1,shared + T,shared + T]: who sees whom, `shared` positions in front."""
-        batch, steps = self.segment.shape
-        total = shared + steps
-        segment = torch.cat([torch.zeros(batch, shared, dtype=torch.int64), self.segment], 1)
-        causal = torch.ones(total, total, dtype=torch.bool).tril()
-        column = torch.arange(total)
+        total = shared + self.segment.shape[1]
+        segment = F.pad(self.segment, (shared, 0))
+        causal = torch.ones(total, total, dtype=torch.bool, device=segment.device).tril()
+        column = torch.arange(total, device=segment.device)
         common = (column < shared)[None, None]
         same = segment[:, :, None] == segment[:, None, :]
         return ((same | common) & causal)[:, None]
 
     def positions(self, shared: int) -> Tensor:
         """i64[B,shared + T]."""
-        front = torch.arange(shared)[None].expand(len(self.place), -1)
+        front = torch.arange(shared, device=self.place.device)[None].expand(len(self.place), -1)
         return torch.cat([front, self.place + shared], 1)
 
 
@@ -74,9 +82,11 @@ def pack(scenes: list[list[Turn]], seg_token_id: int, pad_id: int = 0) -> Packed
     weights = np.zeros(shape, np.float32)
     segment, place = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     seg: list[list[tuple[int, int]]] = []
+    spans: list[list[tuple[int, int, int]]] = []
     for b, turns in enumerate(scenes):
         at = 0
         seg.append([])
+        spans.append([])
         for q, turn in enumerate(turns):
             text = [*turn.after, *turn.answer]
             count = len(text) - 1
@@ -85,17 +95,21 @@ def pack(scenes: list[list[Turn]], seg_token_id: int, pad_id: int = 0) -> Packed
             labels[b, at + first : at + count] = text[first + 1 :]
             weights[b, at + first : at + count] = turn.weights
             segment[b, at : at + count] = q + 1
+            spans[b].append((at, at + first, at + count))
             place[b, at : at + count] = np.arange(count)
             for i in range(len(turn.after), count):
                 if text[i] == seg_token_id:
                     seg[-1].append((q, at + i))
             at += count
     t = torch.from_numpy
-    return Packed(t(ids), t(labels), t(weights), t(segment), t(place), seg)
+    return Packed(t(ids), t(labels), t(weights), t(segment), t(place), seg, spans)
 
 
-DIGIT_WEIGHTS = (1.5, 1.0, 0.25)
+DIGIT_WEIGHTS = (3.0, 1.5, 0.1)
 """Loss weights of hundreds, tens and units of a box's numbers: the units are below a pixel."""
+
+VIEW_WEIGHT = 2.5
+"""Loss weight of the number of a box's view."""
 
 
 class TurnMaker:
@@ -136,7 +150,7 @@ class TurnMaker:
             elif not inside:
                 out.append(0.0)
             elif token in self.digits:
-                out.append(1.0 if run < 0 else DIGIT_WEIGHTS[min(run, 2)])
+                out.append(VIEW_WEIGHT if run < 0 else DIGIT_WEIGHTS[min(run, 2)])
                 run = run if run < 0 else run + 1
             else:  # ":" or ","
                 out.append(0.1)

@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from geomag_edge.errors import CheckpointError, GeoMagError, InputError
+from geomag_edge.model.train.cost import TILES
 
 LIMIT_BYTES = int(15.5 * 2**20)
 
 
-def ship(run: Path, metrics: dict[str, Any], hardware: str, notes: str, out: Path) -> None:
+def ship(
+    run: Path, metrics: dict[str, Any], cost: dict[str, Any], hardware: str, notes: str, out: Path
+) -> None:
     """Writes the checkpoint folder.
 
     Args:
         run: a training folder with `checkpoint/` and `curve.png`.
         metrics: what `evaluate` printed, by scene side.
+        cost: what `evaluate --cost` printed, by scene side.
         hardware: what the run was trained on, for the card.
         notes: the card's last part: what the checkpoint cannot do, and why.
         out: the folder to write.
@@ -44,12 +48,13 @@ def ship(run: Path, metrics: dict[str, Any], hardware: str, notes: str, out: Pat
         shutil.copyfile(file, out / file.name)
     shutil.copyfile(run / "curve.png", out / "curve.png")
     record = json.loads((checkpoint / "train_state.json").read_text())
-    (out / "README.md").write_text(card(record, metrics, hardware, notes, size))
+    (out / "README.md").write_text(card(record, metrics, cost, hardware, notes, size))
 
 
 def card(
-    record: dict[str, Any], metrics: dict[str, Any], hardware: str, notes: str, size_bytes: int
-) -> str:
+    record: dict[str, Any], metrics: dict[str, Any], cost: dict[str, Any], hardware: str,
+    notes: str, size_bytes: int,
+) -> str:  # fmt: skip
     """The model card, Markdown."""
     config = record["config"]
     pool = config["pool"]
@@ -58,6 +63,8 @@ def card(
         f"| {s['name']} | {s['steps']} | {_rates(s)} | {_parts(s)} |" for s in config["stages"]
     )
     tables = "\n".join(_table(size, rows) for size, rows in metrics.items())
+    costs = "\n".join(_cost_rows(size, row) for size, row in cost.items())
+    optimiser = "Muon for the layers' matrices, AdamW for the rest" if config["muon"] else "AdamW"
     return f"""# GeoMag nano
 
 A small GeoMag that was really trained, so that parity and quantisation can be judged by answers.
@@ -70,6 +77,7 @@ It knows the rendered scenes of `geomag_edge.scenes` and nothing of the real wor
   and scene, turned and mirrored eight ways. Evaluation seeds start at 50,000,000.
 - {record["step"]} steps, {record["visits"]} visits of scenes, {record["seconds"] / 60:.0f} minutes
   of steps on {hardware}. Weights: {size_bytes / 2**20:.1f} MiB, fp16, a running average.
+- Optimiser at the end: {optimiser}.
 - Answers: `[SEG]` stands once for the union of all targets; a box is given in the finest view
   that holds it wholly, in three-digit thousandths; an absent target has neither.
 - Token budgets were drawn anew for every step, so other budgets than the defaults work too.
@@ -91,6 +99,17 @@ under 16 px in the global view; "PSC off" spends the same visual tokens on the g
 (the encoder then sees that one view instead of five, too).
 
 {tables}
+## Cost
+
+Referring masks at the default budget, where PSC chooses the crops, against the same checkpoint on
+the same questions with {TILES} x {TILES} equal tiles over the whole image beside the global view,
+every tile through the encoder's full resolution (`evaluate --cost`). Training never had so many
+tiles, nor more than 330 tokens, which costs the uniform runs something.
+
+| scenes | run | visual tokens | mIoU | default's share of the mIoU | of the tokens |
+|---|---|---|---|---|---|
+{costs}
+
 {notes.strip()}
 """
 
@@ -113,22 +132,37 @@ def _table(size: str, rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _cost_rows(size: str, cost: dict[str, Any]) -> str:
+    few = cost["default"]
+    lines = [
+        f"| {size} px, {cost['n']} questions | {few['budget']} | {few['visual_tokens']} | "
+        f"{few['mIoU']:.3f} | | |"
+    ]
+    lines += [
+        f"| | {r['budget']} | {r['visual_tokens']} | {r['mIoU']:.3f} | {r['mIoU_share']:.2f} "
+        f"({r['low']:.2f} to {r['high']:.2f}) | {r['token_share']:.2f} |"
+        for r in cost["uniform"]
+    ]
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parses, calls, prints."""
     parser = argparse.ArgumentParser(prog="python -m geomag_edge.model.train.ship")
     parser.add_argument("run", type=Path, help="the training folder")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the checkpoint folder")
     parser.add_argument("--metrics", type=Path, required=True, help="what `evaluate` printed")
+    parser.add_argument("--cost", type=Path, required=True, help="what `evaluate --cost` printed")
     parser.add_argument("--hardware", default="a CPU", help="for the card")
     parser.add_argument("--notes", type=Path, required=True, help="Markdown: limits, for the card")
     args = parser.parse_args(arguments)
     try:
         try:
-            metrics = json.loads(args.metrics.read_text())
+            metrics, cost = (json.loads(p.read_text()) for p in (args.metrics, args.cost))
             notes = args.notes.read_text()
         except (OSError, ValueError) as e:
             raise InputError(f"cannot read what the card needs: {e}") from e
-        ship(args.run, metrics, args.hardware, notes, args.out)
+        ship(args.run, metrics, cost, args.hardware, notes, args.out)
     except GeoMagError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -27,13 +27,15 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, names: list[str]) -> Ten
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
-    """Puts back what `optimiser_tensors` gave."""
+    """Puts back what `optimiser_tensors` gave; of another kind of optimiser, nothing."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     by_name = dict(zip(names, parameters, strict=True))
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
-        if name in by_name:
-            optimiser.state[by_name[name]][kind] = value
+        if name in by_name and (kind == "momentum_buffer") == isinstance(
+            optimiser, torch.optim.Muon
+        ):
+            optimiser.state[by_name[name]][kind] = value.to(by_name[name].device)
 
 
 def named(modules: dict[str, nn.Module]) -> dict[str, nn.Parameter]:

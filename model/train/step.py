@@ -5,6 +5,7 @@ The same modules, the same op and the same geometry as in `geomag_edge.model.inf
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +17,14 @@ from torch import Tensor
 from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
 from geomag_edge.model.train import data, losses
-from geomag_edge.model.train.heads import DenseHeads
-from geomag_edge.model.train.packing import IGNORED, Packed, TurnMaker, pack
+from geomag_edge.model.train.answers import answer_part
+from geomag_edge.model.train.attention import additive
+from geomag_edge.model.train.heads import CENTRE_OUTPUTS, PATCH_OUTPUTS, DenseHeads
+from geomag_edge.model.train.masking import masks_part
+from geomag_edge.model.train.packing import Packed, TurnMaker, pack
+from geomag_edge.model.train.pointers import Watch, pointer_loss, visual_loss
 from geomag_edge.model.train.targets import (
+    Noun,
     answer_text,
     centre_labels,
     mask_targets,
@@ -30,11 +36,11 @@ from geomag_edge.views import PscSettings, choose_crops, pooling_matrix, token_p
 
 F32 = NDArray[np.float32]
 
-WORD_WEIGHTS = {"image": 3.0, "region": 1.0, "pixel": 1.0}
+WORD_WEIGHTS = {"image": 5.0, "region": 1.0, "pixel": 1.0}
 """Loss weight of a word of an answer by level: an image-level answer is a single word."""
 
 
-MASKS_PER_SCENE = 2
+MASKS_PER_SCENE = 3
 """Mask queries of a scene that are decoded in a step."""
 
 
@@ -49,6 +55,8 @@ class LossWeights:
     answer: float = 0.0
     mask: float = 0.0
     align: float = 0.0
+    visual: float = 0.0
+    pointer: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,27 @@ class Encoded:
 class Trainee:
     """The model with everything that a step needs."""
 
-    def __init__(self, model: GeoMagForConditionalGeneration, heads: DenseHeads, turns: TurnMaker):
-        self.model, self.heads, self.turns = model, heads, turns
+    def __init__(
+        self, model: GeoMagForConditionalGeneration, heads: DenseHeads, turns: TurnMaker,
+        each: Callable[..., Iterator] = map,
+    ):  # fmt: skip
+        self.model, self.heads, self.turns, self.each = model, heads, turns, each
         config = model.config
         self.grid, self.view_px = config.grid, config.view_px
+        self.mask_side = 8 * config.grid
         self.mean_std = np.array([config.image_mean, config.image_std], np.float32)
         self.psc = PscSettings.from_json(config.psc)
+        self.watch = Watch(model.language_model)
+        token = turns.coder.text.token_to_id
+        self.marks = token("<box>"), token("</box>"), config.seg_token_id
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def _tensor(self, array: NDArray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def losses(
         self, visits: list[data.Visit], budget: TokenBudget, weights: LossWeights, mix: CropMix,
@@ -100,35 +123,48 @@ class Trainee:
             encoded = _interleave(whole, crops, len(visits), budget.crops)
         else:
             boxes, encoded = whole_boxes, whole
-        labels = [data.view_labels(v, b, self.grid) for v, b in zip(visits, boxes, strict=True)]
+        labels = list(self.each(lambda v, b: data.view_labels(v, b, self.grid), visits, boxes))
         parts = {
             "psc": self._psc_loss(encoded.embeds, prompts, labels),
             "router": _router_loss(granularity, visits),
         }
         logs: dict[str, float] = {}
+        patches = self._patch_targets(visits, boxes, labels)
         if weights.dense:
-            parts["dense"] = self._dense_loss(encoded, visits, boxes, labels)
+            parts["dense"] = self._dense_loss(encoded, visits, boxes, labels, patches)
         if weights.nouns:
             parts["nouns"], logs["noun_iou"] = self._noun_loss(visits, boxes, encoded.features, rng)
         if weights.answer:
-            packed, hidden = self._speak(visits, boxes, encoded.tokens, budget)
-            parts["answer"], logs["word_accuracy"] = self._answer_loss(packed, hidden)
+            packed, hidden, visual = self._speak(visits, boxes, encoded.tokens, budget, rng)
+            parts["answer"], right = answer_part(
+                self.model.language_model.lm_head, packed, hidden, visits
+            )
+            logs |= right
             if weights.mask:
                 parts["mask"], logs["mask_iou"] = self._mask_loss(
-                    packed, hidden, visits, boxes, encoded.features
+                    packed, hidden, visits, boxes, encoded.features, rng
                 )
             if weights.align:
                 parts["align"] = self._align_loss(packed, hidden, visits)
+            if weights.visual:
+                parts["visual"] = self._visual_loss(visual, patches, budget)
+            if weights.pointer:
+                front = len(self.turns.before)
+                parts["pointer"], found = pointer_loss(
+                    self.watch, self.heads, packed, visits, boxes, labels, budget, self.grid,
+                    front, front + sum(v.shape[1] for v in visual), self.marks,
+                )  # fmt: skip
+                logs |= found
+            self.watch.clear()
         total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
         logs |= {name: float(part.detach()) for name, part in parts.items()}
         return total, logs | {"loss": float(total.detach())}
 
     def _encode(self, visits: list[data.Visit], boxes: F32) -> Encoded:
-        pixels = [
-            data.view_pixels(v, b, self.mean_std, self.view_px)
-            for v, b in zip(visits, boxes, strict=True)
-        ]
-        views = torch.from_numpy(np.concatenate(pixels))
+        pixels = self.each(
+            lambda v, b: data.view_pixels(v, b, self.mean_std, self.view_px), visits, boxes
+        )
+        views = self._tensor(np.concatenate(list(pixels)))
         views = views.contiguous(memory_format=torch.channels_last)
         tokens, embeds, features = self.model.encoder(views)
         return Encoded(tokens, embeds, features)
@@ -136,13 +172,13 @@ class Trainee:
     def _read(self, visits: list[data.Visit]) -> tuple[Tensor, Tensor]:
         """Unit prompt embeddings [Q,De], in the order of the scenes, and router logits [Q,3]."""
         ids, last = self.turns.psc_ids([p for v in visits for p in v.prompts])
-        embeds = self.model.psc.prompt_tower(ids, last)
+        embeds = self.model.psc.prompt_tower(ids.to(self.device), last.to(self.device))
         return F.normalize(embeds.float(), dim=-1), self.model.psc.router(embeds)
 
     def _relevance(self, embeds: Tensor, prompts: Tensor, visits: list[data.Visit]) -> Tensor:
         """Relevance logits [B,G,G] of the global views for the focus questions."""
         counts = np.cumsum([0, *(len(v.questions) for v in visits)])[:-1]
-        focus = torch.from_numpy(counts + np.array([v.focus for v in visits]))
+        focus = self._tensor(counts + np.array([v.focus for v in visits]))
         similarity = torch.einsum("bpd,bd->bp", embeds.float(), prompts[focus])
         logits = self.model.psc.relevance_scale * similarity + self.model.psc.relevance_bias
         return logits.unflatten(1, (self.grid, self.grid))
@@ -154,8 +190,8 @@ class Trainee:
         """Crop boxes f32[count,4] of one scene."""
         if rng.random() < mix.own:
             with torch.no_grad():
-                found = self.model.psc.select(relevance.float(), torch.from_numpy(visit.box))
-            first = (found[0].numpy(), found[1].numpy())
+                found = self.model.psc.select(relevance.float(), self._tensor(visit.box))
+            first = (found[0].cpu().numpy(), found[1].cpu().numpy())
             chosen, _ = choose_crops(first, count, 1, self.psc.overlap, lambda _: [])
         else:
             chosen = np.zeros((0, 4), np.float32)
@@ -180,71 +216,107 @@ class Trainee:
             count = len(label.has_subject)
             mine = prompts[at : at + count]
             at += count
-            kept = torch.from_numpy(np.flatnonzero(label.has_subject))
+            kept = self._tensor(np.flatnonzero(label.has_subject))
             logits.append((scale * torch.einsum("npd,qd->qnp", scene, mine) + bias)[kept])
-            wanted.append(torch.from_numpy(label.relevant)[kept])
+            wanted.append(self._tensor(label.relevant)[kept])
         return losses.relevance_loss(
             torch.cat([x.flatten(0, 1) for x in logits]),
             torch.cat([x.flatten(0, 1) for x in wanted]),
         )
 
-    def _dense_loss(
-        self, encoded: Encoded, visits: list[data.Visit], boxes: F32, labels: list[data.ViewLabels]
-    ) -> Tensor:
-        pixels, patches = self.heads(encoded.tokens, encoded.features)
-        dense, hot, counts, places, at = [], [], [], [], []
+    def _patch_targets(
+        self, visits: list[data.Visit], boxes: F32, labels: list[data.ViewLabels]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `losses.patch_loss` compares with: hot, counts, boxes, at."""
+        hot, counts, places, at = [], [], [], []
         patch_count, view = self.grid**2, 0
         for visit, scene_boxes, label in zip(visits, boxes, labels, strict=True):
-            for box, samples, shown in zip(scene_boxes, label.samples, label.shown, strict=True):
-                dense.append(pixel_labels(samples, visit.scene))
+            for box, shown in zip(scene_boxes, label.shown, strict=True):
                 hot.append(patch_labels(shown, visit.scene))
                 count, local, patch = centre_labels(visit.scene, box, self.grid)
                 counts.append(count)
                 places.append(local)
                 at.append(patch + view * patch_count)
                 view += 1
-        wanted = torch.from_numpy(np.stack(dense))
+        return (
+            self._tensor(np.stack(hot)), self._tensor(np.stack(counts)),
+            self._tensor(np.concatenate(places)), self._tensor(np.concatenate(at)),
+        )  # fmt: skip
+
+    def _dense_loss(
+        self, encoded: Encoded, visits: list[data.Visit], boxes: F32,
+        labels: list[data.ViewLabels], targets: tuple[Tensor, Tensor, Tensor, Tensor],
+    ) -> Tensor:  # fmt: skip
+        pixels, patches = self.heads(encoded.tokens, encoded.features)
+        dense = [
+            pixel_labels(samples, visit.scene)
+            for visit, label in zip(visits, labels, strict=True)
+            for samples in label.samples
+        ]
+        wanted = self._tensor(np.stack(dense))
         if pixels.shape[-1] != wanted.shape[-1]:
             pixels = F.interpolate(pixels.float(), size=wanted.shape[-2:], mode="bilinear")
-        return losses.pixel_loss(pixels, wanted) + losses.patch_loss(
-            patches,
-            torch.from_numpy(np.stack(hot)),
-            torch.from_numpy(np.stack(counts)),
-            torch.from_numpy(np.concatenate(places)),
-            torch.from_numpy(np.concatenate(at)),
-        )
+        return losses.pixel_loss(pixels, wanted) + losses.patch_loss(patches, *targets)
+
+    def _visual_loss(
+        self, visual: list[Tensor], targets: tuple[Tensor, ...], budget: TokenBudget
+    ) -> Tensor:
+        """What the visual tokens of the whole and of the crops still tell."""
+        hot, counts = (t.unflatten(0, (len(visual[0]), -1)) for t in targets[:2])  # [B,n,P,*]
+        parts = []
+        for tokens, some, grid in (
+            (visual[0], slice(0, 1), budget.global_grid),
+            *((v, slice(1, None), budget.crop_grid) for v in visual[1:]),
+        ):
+            pooling = self._tensor(pooling_matrix(self.grid, grid))
+            guess = self.heads.visual(tokens).unflatten(1, (-1, len(pooling))).flatten(0, 1)
+            parts.append(
+                visual_loss(
+                    guess,
+                    hot[:, some].flatten(0, 1),
+                    counts[:, some].flatten(0, 1),
+                    pooling,
+                    (PATCH_OUTPUTS, CENTRE_OUTPUTS),
+                )
+            )
+        return torch.stack(parts).mean()
 
     def _speak(
-        self, visits: list[data.Visit], boxes: F32, tokens: Tensor, budget: TokenBudget
-    ) -> tuple[Packed, Tensor]:
-        """Packed questions and the language model's hidden states behind the picture [B,T,D]."""
+        self, visits: list[data.Visit], boxes: F32, tokens: Tensor, budget: TokenBudget,
+        rng: np.random.Generator | None = None,
+    ) -> tuple[Packed, Tensor, list[Tensor]]:  # fmt: skip
+        """Packed questions, the language model's hidden states behind the picture [B,T,D], and the
+        visual tokens of the whole and of the crops [B,*,D]. With `rng` boxes move a little."""
         scenes = [
             [
-                self.turns.turn(prompt, answer_text(q, scene_boxes), WORD_WEIGHTS[q.level])
+                self.turns.turn(prompt, answer_text(q, scene_boxes, rng), WORD_WEIGHTS[q.level])
                 for q, prompt in zip(visit.questions, visit.prompts, strict=True)
             ]
             for visit, scene_boxes in zip(visits, boxes, strict=True)
         ]
-        packed = pack(scenes, self.model.config.seg_token_id)
-        visual = self._visual(visits, boxes, tokens, budget)
+        packed = pack(scenes, self.model.config.seg_token_id).to(self.device)
+        parts = self._visual(visits, boxes, tokens, budget)
+        visual = torch.cat(parts, 1)
         embed = self.model.get_input_embeddings()
-        before = embed(torch.tensor(self.turns.before))[None].expand(len(visits), -1, -1)
+        before = embed(torch.tensor(self.turns.before, device=self.device))[None].expand(
+            len(visits), -1, -1
+        )
         whole = torch.cat([before, visual.to(before.dtype), embed(packed.ids)], 1)
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled(self.device.type):
             whole = whole.to(torch.bfloat16)
         shared = before.shape[1] + visual.shape[1]
         hidden = self.model.language_model.model(
             inputs_embeds=whole,
-            attention_mask={"full_attention": packed.mask(shared)},
+            attention_mask={"full_attention": additive(packed.mask(shared), whole.dtype)},
             position_ids=packed.positions(shared),
             use_cache=False,
         ).last_hidden_state
-        return packed, hidden[:, shared:]
+        return packed, hidden[:, shared:], parts
 
     def _visual(
         self, visits: list[data.Visit], boxes: F32, tokens: Tensor, budget: TokenBudget
-    ) -> Tensor:
-        """Visual tokens [B,V,D] at a budget."""
+    ) -> list[Tensor]:
+        """Visual tokens [B,*,D] at a budget: of the whole, then of all crops."""
         batch, views = boxes.shape[:2]
         tokens = tokens.unflatten(0, (batch, views))
         parts = []
@@ -259,65 +331,41 @@ class Trainee:
             )
             visual = self.model.projector(
                 tokens[:, some].flatten(0, 1),
-                torch.from_numpy(pooling_matrix(self.grid, grid)),
-                torch.from_numpy(places),
+                self._tensor(pooling_matrix(self.grid, grid)),
+                self._tensor(places),
             )
             parts.append(visual.unflatten(0, (batch, -1)).flatten(1, 2))
-        return torch.cat(parts, 1)
-
-    def _answer_loss(self, packed: Packed, hidden: Tensor) -> tuple[Tensor, float]:
-        asked = packed.labels != IGNORED
-        wanted, weights = packed.labels[asked], packed.weights[asked]
-        logits = self.model.language_model.lm_head(hidden[asked])
-        with torch.no_grad():
-            words = weights == WORD_WEIGHTS["image"]
-            right = (logits.argmax(-1) == wanted)[words].float().mean()
-        return losses.answer_loss(logits, wanted, weights), float(right)
+        return parts
 
     def _mask_loss(
-        self, packed: Packed, hidden: Tensor, visits: list[data.Visit], boxes: F32, features: Tensor
-    ) -> tuple[Tensor, float]:
-        features = features.unflatten(0, boxes.shape[:2])
-        logits, quality, wanted = [], [], []
-        for b, (visit, found) in enumerate(zip(visits, packed.seg, strict=True)):
-            if not found:
-                continue
-            found = found[:MASKS_PER_SCENE]  # in random order
-            questions, at = [q for q, _ in found], torch.tensor([t for _, t in found])
-            got = self.model.mask_head(features[b], hidden[b, at].to(features.dtype))
-            logits.append(got[0].flatten(0, 1))
-            quality.append(got[1].flatten())
-            side = got[0].shape[-1]
-            wanted.append(torch.from_numpy(data.masks_of(visit, questions, boxes[b], side)))
-        if not logits:
-            return hidden.sum() * 0, float("nan")
-        loss, iou = losses.mask_loss(
-            torch.cat(logits), torch.cat(quality), torch.cat([x.flatten(0, 1) for x in wanted])
+        self, packed: Packed, hidden: Tensor, visits: list[data.Visit], boxes: F32,
+        features: Tensor, rng: np.random.Generator,
+    ) -> tuple[Tensor, float]:  # fmt: skip
+        """Masks of the questions that a [SEG] answers."""
+        some = [(b, found[:MASKS_PER_SCENE]) for b, found in enumerate(packed.seg) if found]
+        queries = [(b, hidden[b, [t for _, t in found]]) for b, found in some]  # in random order
+        masks = self.each(
+            lambda x: data.masks_of(
+                visits[x[0]], [q for q, _ in x[1]], boxes[x[0]], self.mask_side
+            ),
+            some,
         )
-        return loss, float(iou)
+        return masks_part(self.model.mask_head, queries, list(masks), features, boxes.shape[1], rng)
 
     def _noun_loss(
         self, visits: list[data.Visit], boxes: F32, features: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, float]:
         """One noun a scene, as a mask query without words."""
-        features = features.unflatten(0, boxes.shape[:2])
-        logits, quality, wanted = [], [], []
-        for visit, scene_boxes, scene in zip(visits, boxes, features, strict=True):
-            noun = data.random_noun(visit, rng)
-            if noun is None:
-                continue
-            query = self.heads.noun_queries([noun])
-            got = self.model.mask_head(scene, query.to(scene.dtype))
-            logits.append(got[0][0])
-            quality.append(got[1][0])
-            side = got[0].shape[-1]
-            rows = noun.rows(visit.scene)
-            wanted.append(mask_targets(visit.scene.ids, [rows], scene_boxes, side)[0])
-        if not logits:
-            return features.sum() * 0, float("nan")
-        target = torch.from_numpy(np.concatenate(wanted))
-        loss, iou = losses.mask_loss(torch.cat(logits), torch.cat(quality), target)
-        return loss, float(iou)
+        nouns = [(b, data.random_noun(visit, rng)) for b, visit in enumerate(visits)]
+        some = [(b, noun) for b, noun in nouns if noun is not None]
+        queries = [(b, self.heads.noun_queries([noun])) for b, noun in some]
+
+        def mask(b: int, noun: Noun) -> F32:
+            scene = visits[b].scene
+            return mask_targets(scene.ids, [noun.rows(scene)], boxes[b], self.mask_side)
+
+        masks = self.each(lambda x: mask(*x), some)
+        return masks_part(self.model.mask_head, queries, list(masks), features, boxes.shape[1], rng)
 
     def _align_loss(self, packed: Packed, hidden: Tensor, visits: list[data.Visit]) -> Tensor:
         """Where a name alone says what to segment, [SEG] should hold that noun's query."""
@@ -335,7 +383,7 @@ class Trainee:
 
 def _router_loss(granularity: Tensor, visits: list[data.Visit]) -> Tensor:
     wanted = torch.tensor([LEVELS.index(q.level) for v in visits for q in v.questions])
-    return F.cross_entropy(granularity.float(), wanted)
+    return F.cross_entropy(granularity.float(), wanted.to(granularity.device))
 
 
 def _interleave(whole: Encoded, crops: Encoded, batch: int, count: int) -> Encoded:

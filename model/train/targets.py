@@ -92,16 +92,25 @@ def prompt_text(question: Question, height: int, width: int) -> str:
     return question.prompt
 
 
-def answer_text(question: Question, view_boxes: F32) -> str:
+JITTER = 0.06
+"""How far training moves the sides of an answer's box, as a share of its size: one number is then
+as right as its neighbour, which digits alone do not say."""
+
+
+def answer_text(question: Question, view_boxes: F32, rng: np.random.Generator | None = None) -> str:
     """What the model should answer, markup included.
 
     A box is given in the finest view that shows it wholly. One [SEG] stands for the union of the
-    targets; an absent target has none.
+    targets; an absent target has none. With `rng` a box's sides are moved a little.
     """
     if question.kind == "find_box":
         box = question.boxes[0]
         view = finest_view(box, view_boxes)
-        return f"{question.answer} {box_markup(view, image_to_view(view_boxes[view], box))}"
+        local = np.array(image_to_view(view_boxes[view], box))
+        if rng is not None:
+            size = np.tile(local[2:] - local[:2], 2)
+            local += rng.uniform(-JITTER, JITTER, 4) * size
+        return f"{question.answer} {box_markup(view, local.tolist())}"
     if question.level == "pixel" and question.targets:
         return f"{question.answer} {SEG_TOKEN}"
     return question.answer

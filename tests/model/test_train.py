@@ -13,14 +13,15 @@ import torch
 from geomag_edge.errors import CheckpointError, InputError
 from geomag_edge.model.presets import shipped_checkpoint
 from geomag_edge.model.train import data
+from geomag_edge.model.train.attention import additive
 from geomag_edge.model.train.config import Stage, TrainConfig
-from geomag_edge.model.train.loop import Trainer
+from geomag_edge.model.train.loop import Place, Trainer
 from geomag_edge.model.train.pool import PoolPlan, fill_pool, pool_files
 from geomag_edge.model.train.step import LossWeights
 from geomag_edge.model.train.targets import answer_text
 from geomag_edge.views import pooling_matrix, token_positions
 
-EVERYTHING = LossWeights(nouns=0.3, answer=1.0, mask=1.0, align=0.3)
+EVERYTHING = LossWeights(nouns=0.3, answer=1.0, mask=1.0, align=0.3, visual=0.3, pointer=0.3)
 STAGE = Stage(
     "all", 40, EVERYTHING, budgets=data.BudgetRange((4,), (1,), (2,)),
     rate=2e-3, end_rate=2e-3, warmup=2, scenes=1, questions=(1, 1, 2),
@@ -87,7 +88,7 @@ def test_packed_questions_see_only_themselves(pool: Path, config: TrainConfig) -
     coder = trainee.turns.coder
     with torch.no_grad():
         tokens = trainee._encode([visit], boxes).tokens
-        packed, hidden = trainee._speak([visit], boxes, tokens, budget)
+        packed, hidden, _ = trainee._speak([visit], boxes, tokens, budget)
         visual = []
         for part, part_boxes, grid in (
             (tokens[:1], boxes[0, :1], 4),
@@ -104,7 +105,9 @@ def test_packed_questions_see_only_themselves(pool: Path, config: TrainConfig) -
             ]
             mask = torch.ones(1, 1, alone.shape[1], alone.shape[1], dtype=torch.bool).tril()
             wanted = run.model.language_model.model(
-                inputs_embeds=alone, attention_mask={"full_attention": mask}, use_cache=False
+                inputs_embeds=alone,
+                attention_mask={"full_attention": additive(mask, alone.dtype)},
+                use_cache=False,
             ).last_hidden_state[0, -len(ids) :]
             mine = hidden[0][packed.segment[0] == i + 1]
             torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=1e-4)
@@ -126,6 +129,42 @@ def test_the_loss_falls_and_a_resumed_run_goes_on_as_if_never_stopped(
     assert (tmp_path / "curve.png").stat().st_size > 1000
     from_it = Trainer.from_checkpoint(config, tmp_path / "b", pool, tmp_path / "checkpoint")
     assert from_it.step == 12
+
+
+def test_threads_that_load_ahead_change_nothing(
+    pool: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    files = pool_files(pool)
+    losses = []
+    for place in (Place(), Place(loaders=2)):
+        run = Trainer.fresh(config, tmp_path, pool, place)
+        losses.append([run.one_step(files)["loss"] for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_muon_takes_the_layers_matrices_and_resumes(
+    pool: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(config, muon=True)
+    run = Trainer.fresh(config, tmp_path, pool)
+    names = {type(o).__name__: names for o, names in run.optimisers}
+    assert sorted(names["AdamW"] + names["Muon"]) == sorted(run.parameters)
+    assert all(run.parameters[n].ndim == 2 and "embed" not in n for n in names["Muon"])
+    run.run(until=2)
+    expected = run.one_step(pool_files(pool))["loss"]
+    again = Trainer.fresh(config, tmp_path, pool)
+    again.restore()
+    assert again.one_step(pool_files(pool))["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    assert Place.choose("cpu") == Place("cpu", 0)
+    if torch.cuda.is_available():
+        assert Place.choose("auto").device == "cuda"
+    else:
+        assert Place.choose("auto").device == "cpu"
+        with pytest.raises(InputError, match="no CUDA GPU here"):
+            Place.choose("cuda")
 
 
 def test_a_state_of_another_model_is_refused(
