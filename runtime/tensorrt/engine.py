@@ -249,11 +249,7 @@ class TensorRtSession:
         }
         others = {k: v for k, v in feeds.items() if k not in on_host}
         dtypes = {k: v for k, v in self._dtypes.items() if k not in on_host}
-        arrays = {
-            name: self._device.aligned(array)
-            for name, array in on_device(self._device, others, dtypes).items()
-        }
-        parts = self._parts(arrays)
+        parts = self._parts(on_device(self._device, others, dtypes))
         if len(parts) == 1:
             outputs = self._call(parts[0], on_host, keep)
         else:
@@ -282,6 +278,7 @@ class TensorRtSession:
         self, arrays: Arrays, on_host: Mapping[str, np.ndarray], keep: frozenset[str]
     ) -> Arrays:
         """One call of the one profile that holds the inputs' sizes."""
+        arrays = {name: self._device.aligned(array) for name, array in arrays.items()}
         shapes = {k: a.shape for k, a in arrays.items()} | {k: a.shape for k, a in on_host.items()}
         file, index = self._owner.record.pick(self._graph, self._sizes(shapes))
         key = file.file, index
