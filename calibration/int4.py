@@ -112,7 +112,7 @@ def _codes(part: NDArray[np.float32], scale: NDArray[np.float32], bits: int) -> 
 
 def quantize_blocks(
     model: ir.Model,
-    block: int = 64,
+    block: int = 128,
     keep: Collection[str] = (),
     importance: Mapping[str, NDArray[np.floating]] | None = None,
     wide8: Collection[str] | None = None,
