@@ -1,6 +1,7 @@
 """How fast each graph runs on a CPU in each engine: what `--engine auto` chooses among.
 
     python -m geomag_edge.benchmarks.engines --bundle BUNDLE [--rounds 9] [--threads 1]
+        [--forms torch:fp32,ort-cpu:fp32,openvino:int8]
 
 What is measured: every graph of the chain on the reference inputs of the largest budget it runs at,
 and the LLM apart as its prefill and one decode step after it, the cache kept by the engine; in
@@ -43,7 +44,7 @@ from geomag_edge.runtime.engine import Session, open_engine
 from geomag_edge.runtime.reference import FILES, Call, load_reference
 from geomag_edge.runtime.verify import replay
 
-FORMS = (("torch", "fp32"), ("ort-cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
+FORMS = "torch:fp32,ort-cpu:fp32,openvino:fp32,openvino:bf16"
 Form = Callable[[], Any]
 
 
@@ -54,20 +55,25 @@ def main() -> None:
     )
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--name", default="base", help="what the results are called")
+    parser.add_argument("--forms", default=FORMS, help="engine:precision, the first the baseline")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--checkpoint", type=Path, help="the bundle's checkpoint, if it has moved")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     load = os.getloadavg()[0]
+    forms = [tuple(form.split(":")) for form in args.forms.split(",")]
     report = {
         "name": args.name,
         "command": f"python -m geomag_edge.benchmarks.engines --bundle {args.name} "
-        f"--rounds {args.rounds} --threads {args.threads}",
+        f"--rounds {args.rounds} --threads {args.threads} --forms {args.forms}",
         "machine": machine(args.threads, ("torch", "onnxruntime", "openvino", "numpy")),
         "rounds": args.rounds,
         "load_average_before": load,
-        "graphs": measure(Bundle.open(args.bundle), args.rounds, args.threads, args.checkpoint),
+        "graphs": measure(
+            Bundle.open(args.bundle), forms, args.rounds, args.threads, args.checkpoint
+        ),
+        "bytes": sizes(Bundle.open(args.bundle)),
     }
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / f"engines_{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -78,33 +84,50 @@ def main() -> None:
 
 
 def measure(
-    bundle: Bundle, rounds: int, threads: int, checkpoint: Path | None
+    bundle: Bundle,
+    forms: list[tuple[str, ...]],
+    rounds: int,
+    threads: int,
+    checkpoint: Path | None,
 ) -> list[dict[str, Any]]:
     """Median milliseconds and largest error of each form of each graph, one graph at a time."""
     samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
     samples.sort(key=lambda s: bundle.manifest.budgets[s.budget].visual_tokens, reverse=True)
     engines = {
         f"{name} {precision}": open_engine(name, bundle, precision, threads, checkpoint)
-        for name, precision in FORMS
+        for name, precision in forms
     }
     rows = []
     for graph in CHAIN:
         print(f"{graph}: opening", file=sys.stderr)
         made = ([c for c in s.calls if c.graph == graph] for s in samples)
         calls = next(calls for calls in made if calls)
-        sessions, errors = {}, {}
+        sessions, errors, cosines = {}, {}, {}
         for name, engine in engines.items():
             sessions[name] = engine.session(graph)
             drifts = replay(sessions[name], calls, TOLERANCES[engine.precision])
             errors[name] = max(d.relative for d in drifts)
+            cosines[name] = min(d.cosine for d in drifts)
             if not all(d.ok for d in drifts):
                 raise SystemExit(f"{graph} on {name} is past its tolerance: nothing was timed")
-        for work, forms in works(graph, sessions, calls, bundle.manifest.decoder.layers):
+        for work, done in works(graph, sessions, calls, bundle.manifest.decoder.layers):
             print(f"{work}: timing", file=sys.stderr)
-            rows.append({"work": work, **interleaved(forms, rounds), "error": errors})
+            rows.append(
+                {"work": work, **interleaved(done, rounds), "error": errors, "cosine": cosines}
+            )
         for session in sessions.values():
             session.close()
     return rows
+
+
+def sizes(bundle: Bundle) -> dict[str, int]:
+    """Bytes of each precision's graphs in their portable form."""
+    return {
+        precision: sum(
+            bundle.file(name).stat().st_size for name in bundle.graph_files(precision, forms=False)
+        )
+        for precision in bundle.manifest.graphs
+    }
 
 
 def works(
@@ -163,7 +186,7 @@ def _decode_step(session: Session, prefill: dict[str, Any], layers: int) -> Form
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table: CPU time at one thread, else wall time."""
-    names = [f"{name} {precision}" for name, precision in FORMS]
+    names = list(report["graphs"][0]["wall_ms"])
     host = report["machine"]
     clock = "cpu_ms" if host["threads"] == 1 else "wall_ms"
     versions = ", ".join(f"{k} {v}" for k, v in host["versions"].items())
@@ -187,6 +210,9 @@ def as_markdown(report: dict[str, Any]) -> str:
             ratio = ms[names[0]] / ms[name]
             cells.append(f"{ms[name]:.2f} ({ratio:.2f}x, {row['error'][name]:.0e})")
         lines.append(f"| {row['work']} | " + " | ".join(cells) + " |")
+    whole = report["bytes"]["fp32"]
+    lines += ["", "| precision | MB | of fp32 |", "|---|---|---|"]
+    lines += [f"| {k} | {v / 1e6:.1f} | {v / whole:.3f} |" for k, v in report["bytes"].items()]
     return "\n".join(lines) + "\n"
 
 

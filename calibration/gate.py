@@ -1,4 +1,9 @@
-"""The accuracy gate: a precision is kept only if it still answers as float32 does."""
+"""The accuracy gate: a precision is kept only if it still answers as float32 does.
+
+Words, boxes and masks are each judged by their own measure: words must be the same, boxes and masks
+must be worth as much against the truth. The digits of a box that the model is unsure of change with
+any rounding, so they are not compared as text.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +13,13 @@ from typing import Any
 
 from geomag_edge.errors import DatasetError, InputError
 
-from .compare import compare
+from .compare import Comparison, compare
 from .report import Report
 
 MIN_QUESTIONS = 60
 """With fewer, one changed answer would decide alone."""
 
-SAME_BOX_IOU = 0.9
-"""The last digits of a box are below a pixel of its view: boxes that agree so far are the same."""
-
-_BOX = re.compile(r"<box>\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*</box>")
+_BOX = re.compile(r"<box>[^<]*</box>")
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Gate:
     """What a precision may cost.
 
     Attributes:
-        max_miou_drop: in points of mIoU (100 points are the whole).
-        min_agreement: share of answers that match float32's.
+        max_miou_drop: in points (100 are the whole), of mIoU and of box IoU@0.5.
+        min_agreement: share of answers whose words match float32's.
     """
 
     max_miou_drop: float = 0.5
@@ -39,6 +41,20 @@ class Gate:
             raise InputError(f"an agreement of {self.min_agreement}: give a share of 0 to 1")
 
 
+@dataclass(frozen=True)
+class Drop:
+    """A metric of the precision and of float32, and what was lost, in points.
+
+    `low` and `high` are the loss's 95 % interval; None where too few pictures were asked.
+    """
+
+    value: float
+    reference: float
+    points: float
+    low: float | None
+    high: float | None
+
+
 @dataclass
 class Verdict:
     """The gate's outcome.
@@ -47,9 +63,10 @@ class Verdict:
         ok: whether the precision may ship.
         engine, providers: what ran the precision.
         dataset, questions: what was asked.
-        miou, reference_miou: over the questions with masks; None without any.
-        drop: reference minus precision, in points; `drop_low`, `drop_high` its 95 % interval.
-        agreement: share of answers that match.
+        masks: mIoU over the questions about masks; None without any.
+        boxes: box IoU@0.5 over the questions about boxes; None without any.
+        agreement: share of answers whose words match.
+        identical: share of answers that are the same to the last digit.
         changed: up to ten questions that are answered otherwise now.
         reasons: what failed, in plain words.
     """
@@ -59,12 +76,10 @@ class Verdict:
     providers: dict[str, str]
     dataset: str
     questions: int
-    miou: float | None
-    reference_miou: float | None
-    drop: float | None
-    drop_low: float | None
-    drop_high: float | None
+    masks: Drop | None
+    boxes: Drop | None
     agreement: float
+    identical: float
     gate: Gate
     changed: list[dict[str, str]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
@@ -88,23 +103,18 @@ def judge(report: Report, reference: Report, gate: Gate) -> Verdict:
         )
     theirs = {r.id: r for r in reference.records}
     pairs = [(r, theirs[r.id]) for r in report.records if r.id in theirs]
-    changed = [(mine, its) for mine, its in pairs if not same_answer(mine.text, its.text)]
+    changed = [(mine, its) for mine, its in pairs if not same_words(mine.text, its.text)]
     agreement = 1 - len(changed) / len(pairs)
-    try:
-        masks = both["mIoU"]
-    except KeyError:
-        masks = None
-    drop = None
-    reasons = []
-    if masks is not None and masks.difference is not None:
-        drop = -100 * masks.difference
-        if drop > gate.max_miou_drop:
-            reasons.append(
-                f"mIoU falls by {drop:.2f} points, allowed are {gate.max_miou_drop:g}"
-            )  # fmt: skip
+    masks, boxes = _drop(both, "mIoU"), _drop(both, "box IoU@0.5")
+    reasons = [
+        f"{name} falls by {drop.points:.2f} points, allowed are {gate.max_miou_drop:g}"
+        for name, drop in (("mIoU", masks), ("box IoU@0.5", boxes))
+        if drop is not None and drop.points > gate.max_miou_drop
+    ]
     if agreement < gate.min_agreement:
         reasons.append(
-            f"{agreement:.1%} of the answers match float32's, needed are {gate.min_agreement:.1%}"
+            f"{agreement:.1%} of the answers have float32's words, needed are "
+            f"{gate.min_agreement:.1%}"
         )
     return Verdict(
         ok=not reasons,
@@ -112,12 +122,10 @@ def judge(report: Report, reference: Report, gate: Gate) -> Verdict:
         providers=report.providers,
         dataset=report.dataset,
         questions=both.questions,
-        miou=masks.value if masks else None,
-        reference_miou=masks.other if masks else None,
-        drop=drop,
-        drop_low=None if masks is None or masks.high is None else -100 * masks.high,
-        drop_high=None if masks is None or masks.low is None else -100 * masks.low,
+        masks=masks,
+        boxes=boxes,
         agreement=agreement,
+        identical=both.identical,
         gate=gate,
         changed=[
             {"question": mine.id, "prompt": mine.prompt, "was": its.text, "is": mine.text}
@@ -127,21 +135,22 @@ def judge(report: Report, reference: Report, gate: Gate) -> Verdict:
     )
 
 
-def same_answer(text: str, other: str) -> bool:
-    """Whether two answers say the same: equal words, and boxes in the same views that overlap
-    with an IoU of at least `SAME_BOX_IOU`."""
-    if text == other:
-        return True
-    if _BOX.sub("<box>", text) != _BOX.sub("<box>", other):
-        return False
-    return all(map(_same_box, _BOX.findall(text), _BOX.findall(other)))
+def _drop(both: Comparison, metric: str) -> Drop | None:
+    try:
+        found = both[metric]
+    except KeyError:
+        return None
+    if found.difference is None or found.value is None or found.other is None:
+        return None
+    return Drop(
+        found.value,
+        found.other,
+        -100 * found.difference,
+        None if found.high is None else -100 * found.high,
+        None if found.low is None else -100 * found.low,
+    )
 
 
-def _same_box(one: tuple[str, ...], two: tuple[str, ...]) -> bool:
-    view, ax0, ay0, ax1, ay1 = map(int, one)
-    other_view, bx0, by0, bx1, by1 = map(int, two)
-    if view != other_view:
-        return False
-    shared = max(0, min(ax1, bx1) - max(ax0, bx0)) * max(0, min(ay1, by1) - max(ay0, by0))
-    area = max(0, ax1 - ax0) * max(0, ay1 - ay0) + max(0, bx1 - bx0) * max(0, by1 - by0)
-    return one == two or (area > shared > 0 and shared / (area - shared) >= SAME_BOX_IOU)
+def same_words(text: str, other: str) -> bool:
+    """Whether two answers say the same, and name as many boxes at the same places of the text."""
+    return _BOX.sub("<box>", text) == _BOX.sub("<box>", other)

@@ -20,6 +20,7 @@ from .fp8 import quantize_fp8
 from .half import to_half
 from .int4 import BLOCK_OPSET, as_qdq, quantize_blocks
 from .linears import find_linears
+from .noise import NOISY, predicted_noise
 from .qdq import quantize_linears
 from .scales import GraphScales
 from .smooth import smooth
@@ -56,9 +57,12 @@ def halved(source: Source) -> Collection[str]:
 
 
 def int8_linears(source: Source) -> Collection[str]:
-    """Q/DQ in int8 around the linear layers, loud channels smoothed before."""
+    """Q/DQ in int8 around the linear layers, loud channels smoothed before; layers that would
+    drown in noise all the same stay wide."""
     scales = smooth(source.model, source.scales, method=source.method)
-    return quantize_linears(source.model, scales, source.keep, source.method)
+    predicted = predicted_noise(source.model, scales, source.method)
+    noisy = {name for name, noise in predicted.items() if noise > NOISY}
+    return quantize_linears(source.model, scales, source.keep | noisy, source.method)
 
 
 def dynamic_linears(source: Source) -> Collection[str]:

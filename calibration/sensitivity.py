@@ -26,7 +26,7 @@ from .blame import Blame
 from .compare import compare
 from .datasets import Dataset, Picture
 from .evaluate import evaluate
-from .gate import Gate, Verdict, judge, same_answer
+from .gate import Gate, Verdict, judge, same_words
 from .linear_times import Shape, activation_shapes, gain_ms, openers, shape_of
 from .linears import find_linears
 from .report import Report
@@ -164,7 +164,7 @@ def measure_layers(
         progress(f"{graph}/{node}")
         report = probe.ask({(graph, node)})
         theirs = {r.id: r.text for r in none.records}
-        changed = sum(not same_answer(r.text, theirs[r.id]) for r in report.records)
+        changed = sum(not same_words(r.text, theirs[r.id]) for r in report.records)
         key = (graph, node)
         layers.append(
             Layer(
@@ -253,7 +253,8 @@ def search(
         progress(f"curve at {count} layers")
         point = judge(probe.ask(_nodes(order[:count])), reference, gate)
         gained = sum(x.gain_ms for x in order[:count])
-        curve.append(Point(count, gained, point.miou, point.agreement))
+        miou = point.masks.value if point.masks else None
+        curve.append(Point(count, gained, miou, point.agreement))
     narrow = set(_nodes(order[:kept]))
     wide = [(x.graph, x.node) for x in layers if (x.graph, x.node) not in narrow]
     return Search(engine, list(layers), curve, wide, verdict)

@@ -39,11 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--max-miou-drop", type=float, default=0.5, metavar="POINTS",
-        help="of 100, against fp32 (default: 0.5)",
+        help="of 100, of mIoU and of box IoU@0.5, against fp32 (default: 0.5)",
     )  # fmt: skip
     parser.add_argument(
         "--min-agreement", type=float, default=0.99, metavar="SHARE",
-        help="of answers that match fp32's (default: 0.99)",
+        help="of answers with fp32's words (default: 0.99)",
     )  # fmt: skip
     parser.add_argument(
         "--method", choices=("mse", "minmax", "percentile", "entropy"),
@@ -121,15 +121,21 @@ def text(result: Quantized, bundle: Path, slim: Path | None) -> str:
         f"reads: {result.tensorrt_bytes / 1e6:.1f} MB more)"
     )
     for engine, v in result.verdicts.items():
-        miou = "no masks asked for"
-        if v.drop is not None and v.miou is not None and v.reference_miou is not None:
-            spread = ""
-            if v.drop_low is not None and v.drop_high is not None:
-                spread = f" ({v.drop_low:+.2f} .. {v.drop_high:+.2f})"
-            miou = f"mIoU {v.miou:.3f}, fp32 {v.reference_miou:.3f}: {-v.drop:+.2f} points{spread}"
-        lines.append(
-            f"gate           {engine}: {miou}; {v.agreement:.1%} of {v.questions} answers match"
+        parts = [
+            f"{name} {d.value:.3f}, fp32 {d.reference:.3f}: {-d.points:+.2f} points"
+            + (
+                f" ({-d.high:+.2f} .. {-d.low:+.2f})"
+                if d.low is not None and d.high is not None
+                else ""
+            )
+            for name, d in (("mIoU", v.masks), ("box IoU@0.5", v.boxes))
+            if d is not None
+        ]
+        parts.append(
+            f"{v.agreement:.1%} of {v.questions} answers have its words, {v.identical:.1%} are "
+            "identical"
         )
+        lines.append(f"gate           {engine}: {'; '.join(parts)}")
     lines += [f"note           {note}" for note in result.notes]
     if result.search:
         lines += ["", "layers by loss:", layer_table(result.search), ""]

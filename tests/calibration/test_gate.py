@@ -1,8 +1,10 @@
 """The gate lets a precision pass that answers as float32 does, and no other."""
 
+from dataclasses import replace
+
 import pytest
 
-from geomag_edge.calibration.gate import MIN_QUESTIONS, Gate, judge, same_answer
+from geomag_edge.calibration.gate import MIN_QUESTIONS, Gate, judge, same_words
 from geomag_edge.calibration.report import Report
 from geomag_edge.errors import DatasetError, InputError
 
@@ -26,13 +28,15 @@ def make_report(record):
 def test_equal_answers_pass(make_report):
     verdict = judge(make_report([0.5] * 100), make_report([0.5] * 100), Gate())
     assert verdict.ok
-    assert (verdict.drop, verdict.agreement, verdict.reasons) == (0.0, 1.0, [])
+    assert (verdict.masks.points, verdict.agreement, verdict.identical) == (0.0, 1.0, 1.0)
+    assert verdict.reasons == []
+    assert verdict.boxes is None
 
 
 def test_a_drop_of_the_mean_iou_beyond_the_limit_is_refused_with_its_size(make_report):
     verdict = judge(make_report([0.49] * 100), make_report([0.5] * 100), Gate())
     assert not verdict.ok
-    assert verdict.drop == pytest.approx(1.0)
+    assert verdict.masks.points == pytest.approx(1.0)
     assert verdict.reasons == ["mIoU falls by 1.00 points, allowed are 0.5"]
     assert judge(make_report([0.49] * 100), make_report([0.5] * 100), Gate(1.5)).ok
 
@@ -59,22 +63,34 @@ def test_too_few_questions_decide_nothing(make_report):
         judge(make_report(few), make_report(few), Gate())
 
 
+def test_boxes_that_are_worth_less_are_refused_whatever_their_words(make_report):
+    def boxes(share, digit):
+        made = make_report([0.5] * 100, [f"a ship <box>1:{digit},1,9,9</box>"] * 100)
+        found = [replace(r, level="region", kind="find_box", iou=None, intersection_px=None,
+                         union_px=None, box=float(i < 100 * share))
+                 for i, r in enumerate(made.records)]  # fmt: skip
+        return replace(made, records=found)
+
+    verdict = judge(boxes(0.98, 3), boxes(0.99, 4), Gate())
+    assert verdict.reasons == ["box IoU@0.5 falls by 1.00 points, allowed are 0.5"]
+    assert (verdict.agreement, verdict.identical) == (1.0, 0.0)
+    assert judge(boxes(0.99, 3), boxes(0.99, 4), Gate()).ok
+
+
 @pytest.mark.parametrize(
     ("one", "two", "same"),
     [
         ("a ship", "a ship", True),
         ("a ship", "a plane", False),
-        ("a ship <box>1:100,100,300,300</box>", "a ship <box>1:100,100,303,301</box>", True),
-        ("a ship <box>1:100,100,300,300</box>", "a ship <box>2:100,100,300,300</box>", False),
-        ("a ship <box>1:100,100,300,300</box>", "a ship <box>1:120,100,320,300</box>", False),
+        ("a ship <box>1:100,100,300,300</box>", "a ship <box>2:100,100,303,301</box>", True),
         ("a ship <box>1:100,100,300,300</box>", "a plane <box>1:100,100,300,300</box>", False),
-        ("a ship <box>1:300,300,100,100</box>", "a ship <box>1:300,300,100,101</box>", False),
+        ("a ship <box>1:100,100,300,300</box>", "a ship", False),
         ("two <box>0:0,0,9,9</box>", "two <box>0:0,0,9,9</box><box>0:0,0,9,9</box>", False),
     ],
 )
-def test_answers_are_the_same_if_their_words_are_and_their_boxes_nearly(one, two, same):
-    assert same_answer(one, two) is same
-    assert same_answer(two, one) is same
+def test_words_are_compared_and_boxes_counted(one, two, same):
+    assert same_words(one, two) is same
+    assert same_words(two, one) is same
 
 
 @pytest.mark.parametrize(("drop", "agreement"), [(-1, 0.9), (101, 0.9), (1, -0.1), (1, 1.1)])
