@@ -18,8 +18,8 @@ QUESTIONS = (
 """Level, prompt, and how an untrained model's answer is made to start, so that every part runs."""
 
 TRAINED = (
-    "The checkpoint is a small test article, trained for an hour on rendered scenes: expect some\n"
-    "of its answers to be wrong. What it can and cannot do:"
+    "The checkpoint is a small test article, trained for two and a half hours on rendered scenes:\n"
+    "expect wrong answers, ragged masks and misplaced boxes among them. What it can and cannot do:"
 )
 
 UNTRAINED = (

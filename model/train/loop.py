@@ -57,7 +57,10 @@ STEPS_AHEAD = 4
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run computes, and how many threads prepare scenes beside it (0: none)."""
+    """Where a run computes, and how many threads prepare scenes beside it (0: none).
+
+    The shipped checkpoint was trained on a CPU; on a GPU nobody has run this yet.
+    """
 
     device: str = "cpu"
     loaders: int = 0
