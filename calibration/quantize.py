@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from .datasets import Dataset
 from .evaluate import evaluate
 from .gate import Gate, Verdict, judge
 from .recipes import CALIBRATED, Source, find_recipe, halved, kept_nodes
+from .relax import layers_by_noise
 from .report import Report
 from .scales import GraphScales, Scales, load_scales
 from .sensitivity import FirstQuestions, Probe, Search, layer_gains, measure_layers, search
@@ -119,9 +121,7 @@ def write_graphs(
             f"{bundle.root} has no {SOURCE} graphs to quantize: export it with --dtype fp32"
         )
     scales = load_scales(bundle) if recipe in CALIBRATED else None
-    if scales is not None and method is None:
-        assert manifest.calibration is not None
-        method = str(manifest.calibration["method"])
+    method = _method(bundle, method)
     made: dict[str, list[str]] = {}
     records: dict[str, Any] = {}
     for spec in all_graphs(manifest.decoder.layers):
@@ -171,12 +171,12 @@ def _load(bundle: Bundle, graph: str) -> ir.Model:
 
 
 def _source(
-    bundle: Bundle, spec: GraphSpec, scales: Scales | None, method: str | None,
+    bundle: Bundle, spec: GraphSpec, scales: Scales | None, method: str,
     keep: Collection[str],
 ) -> Source:  # fmt: skip
     model = _load(bundle, spec.name)
     seen = scales.graph(spec.name) if scales else GraphScales("", {})
-    return Source(model, spec, seen, method or "mse", kept_nodes(keep, spec.name, model))
+    return Source(model, spec, seen, method, kept_nodes(keep, spec.name, model))
 
 
 def _write(
@@ -268,6 +268,7 @@ def quantize(
     keep: Collection[str] = (),
     threads: int | None = None,
     search_for: str | None = None,
+    relax: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Quantized:
     """Adds a precision to a bundle if it passes the gate; else the bundle stays as it is.
@@ -283,6 +284,8 @@ def quantize(
         threads: CPU threads of a graph.
         search_for: an engine: measure every layer on it, and quantise those alone that gain time
             there and that the gate lets pass.
+        relax: if the gate refuses, give back the noisiest layers, twice as many each time, until it
+            passes or three quarters of them are given back.
         progress: called with a few words as each step starts.
 
     Raises:
@@ -304,8 +307,19 @@ def quantize(
                 keep = [*keep, *(f"{graph}/{glob.escape(node)}" for graph, node in found.wide)]
                 change.empty()
                 narrow = write_graphs(change, recipe, method, keep, progress)
+            judge_on = partial(_measure, change.bundle, recipe, data, gate, engines, threads)
             result = Quantized(recipe, narrow, *_sizes(change.bundle, recipe), search=found)
-            _measure(change.bundle, recipe, data, gate, engines, threads, result, progress)
+            judge_on(result, progress)
+            order = _noisiest(bundle, recipe, method) if relax and not result.ok else []
+            count = 1
+            while not result.ok and count <= len(order) * 3 // 4:
+                given = [f"{graph}/{glob.escape(node)}" for graph, node in order[:count]]
+                change.empty()
+                narrow = write_graphs(change, recipe, method, [*keep, *given], progress)
+                result = Quantized(recipe, narrow, *_sizes(change.bundle, recipe), search=found)
+                result.notes.append(f"given back to pass: {', '.join(given)}")
+                judge_on(result, progress)
+                count *= 2
             if not result.ok:
                 samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
                 result.blamed = blame(change.bundle, recipe, samples)
@@ -324,6 +338,18 @@ def quantize(
     except _Refused as refused:
         return refused.result
     return result
+
+
+def _noisiest(bundle: Bundle, recipe: str, method: str | None) -> list[tuple[str, str]]:
+    if recipe not in CALIBRATED:
+        return []
+    return layers_by_noise(bundle, recipe, SOURCE, load_scales(bundle), _method(bundle, method))
+
+
+def _method(bundle: Bundle, method: str | None) -> str:
+    """The calibrator asked for, or the one that `calibrate` chose."""
+    chosen = method or (bundle.manifest.calibration or {}).get("method")
+    return str(chosen or "mse")
 
 
 def _search(

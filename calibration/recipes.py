@@ -18,7 +18,7 @@ from geomag_edge.graphs import GraphSpec
 from .dynamic8 import dynamic_int8
 from .fp8 import quantize_fp8
 from .half import to_half
-from .int4 import BLOCK_OPSET, as_qdq, quantize_blocks
+from .int4 import BLOCK_OPSET, as_qdq, last_layers, quantize_blocks
 from .linears import find_linears
 from .noise import NOISY, predicted_noise
 from .qdq import quantize_linears
@@ -71,9 +71,10 @@ def dynamic_linears(source: Source) -> Collection[str]:
 
 
 def int4_weights(source: Source) -> Collection[str]:
-    """The linear layers' weights in 4 bits, the last layer's in 8."""
+    """The linear layers' weights in 4 bits; the last layer's and those to keep wide in 8."""
     importance = {name: seen.rms**2 for name, seen in source.scales.channels.items()}
-    weights = quantize_blocks(source.model, keep=source.keep, importance=importance)
+    wide8 = source.keep | set(last_layers(source.model))
+    weights = quantize_blocks(source.model, importance=importance, wide8=wide8)
     as_qdq(source.model, weights)
     return list(weights)
 
@@ -121,7 +122,7 @@ RECIPES: dict[str, dict[str, Forms]] = {
     ),
     "int8": {
         "encoder": INT8, "psc_select": SMALL_PSC, "embed": SMALL_EMBED,
-        "llm": Forms((int8_linears,), (dynamic_linears,)), "mask_head": INT8,
+        "llm": INT8, "mask_head": INT8,
     },
     "int4-llm": {"embed": SMALL_EMBED, "llm": Forms((int4_weights,))},
     "int8+int4-llm": {

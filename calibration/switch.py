@@ -102,7 +102,7 @@ class SwitchSession:
 
     def __init__(self, engine: SwitchEngine, graph: str):
         self._engine, self._graph = engine, graph
-        path: Path = engine.bundle.graph(graph, engine.precision, "onnxruntime")
+        path: Path = engine.bundle.graph(graph, engine.precision)
         model = onnx.load(str(path), load_external_data=False)
         self._outputs = [output.name for output in model.graph.output]
         self._inputs = {

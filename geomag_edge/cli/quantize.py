@@ -51,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--keep", action="append", default=[], metavar="GRAPH/NODE",
-        help="a node that stays wide; * and ? match, and it may be given again",
+        help="a node that stays wide (int4: gets 8 bits); * and ? match; may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--relax", action="store_true",
+        help="where the gate refuses, give back the noisiest layers (int4: to 8 bits) until it "
+        "passes, three quarters of them at most",
     )  # fmt: skip
     parser.add_argument(
         "--search", metavar="E", choices=("ort-cpu", "openvino"),
@@ -89,7 +94,7 @@ def execute(args: argparse.Namespace) -> int:
     with steps(STEPS + 2 * len(engines), "quantize") as progress:
         result = quantize(
             bundle, args.recipe, data, gate, engines, args.method, args.keep, args.threads,
-            args.search, progress,
+            args.search, args.relax, progress,
         )  # fmt: skip
     if args.plot and result.search:
         from geomag_edge.calibration.pareto import draw_pareto

