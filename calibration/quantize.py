@@ -298,16 +298,27 @@ def quantize(
             "a precision is judged by its answers: give --data with a set of questions, such as "
             "scenes:7:24"
         )
+    reference: Report | None = None
+    if data is not None and not untrained:
+        progress(f"asking {SOURCE}")
+        with Pipeline.load(bundle, "ort-cpu", SOURCE, threads) as pipe:
+            reference = evaluate(pipe, data)
     try:
         with amended(bundle, f"onnx/{recipe}") as change:
             narrow = write_graphs(change, recipe, method, keep, progress)
             found = None
             if search_for is not None:
-                found = _search(change.bundle, recipe, data, gate, search_for, threads, progress)
+                if reference is None or data is None:
+                    raise InputError("a search weighs answers: it needs a trained model and --data")
+                found = _search(
+                    change.bundle, recipe, data, reference, gate, search_for, threads, progress
+                )
                 keep = [*keep, *(f"{graph}/{glob.escape(node)}" for graph, node in found.wide)]
                 change.empty()
                 narrow = write_graphs(change, recipe, method, keep, progress)
-            judge_on = partial(_measure, change.bundle, recipe, data, gate, engines, threads)
+            judge_on = partial(
+                _measure, change.bundle, recipe, data, reference, gate, engines, threads
+            )
             result = Quantized(recipe, narrow, *_sizes(change.bundle, recipe), search=found)
             judge_on(result, progress)
             order = _noisiest(bundle, recipe, method) if relax and not result.ok else []
@@ -353,12 +364,10 @@ def _method(bundle: Bundle, method: str | None) -> str:
 
 
 def _search(
-    bundle: Bundle, recipe: str, data: Dataset | None, gate: Gate, engine: str,
+    bundle: Bundle, recipe: str, data: Dataset, reference: Report, gate: Gate, engine: str,
     threads: int | None, progress: Callable[[str], None],
 ) -> Search:  # fmt: skip
     """Every layer's loss and gain, and the choice."""
-    if data is None or bundle.manifest.untrained:
-        raise InputError("a search weighs answers: it needs a trained model and --data")
     samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
     progress("timing layers")
     gains = layer_gains(bundle, SOURCE, samples, engine, threads)
@@ -368,9 +377,6 @@ def _search(
         layers = measure_layers(few, gains, blamed, progress)
     finally:
         few.close()
-    progress(f"asking {SOURCE}")
-    with Pipeline.load(bundle, "ort-cpu", SOURCE, threads) as pipe:
-        reference = evaluate(pipe, data)
     probe = Probe(bundle, recipe, data, threads)
     try:
         return search(layers, probe, reference, gate, engine, progress)
@@ -386,17 +392,13 @@ class _Refused(Exception):
 
 
 def _measure(
-    bundle: Bundle, recipe: str, data: Dataset | None, gate: Gate, engines: Sequence[str],
-    threads: int | None, result: Quantized, progress: Callable[[str], None],
+    bundle: Bundle, recipe: str, data: Dataset | None, reference: Report | None, gate: Gate,
+    engines: Sequence[str], threads: int | None, result: Quantized,
+    progress: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Parity and the gate's verdict on every engine."""
+    """Parity and the gate's verdict on every engine, up to the first that refuses."""
     samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
-    reference: Report | None = None
-    if data is not None and not bundle.manifest.untrained:
-        progress(f"asking {SOURCE}")
-        with Pipeline.load(bundle, "ort-cpu", SOURCE, threads) as pipe:
-            reference = evaluate(pipe, data)
-    else:
+    if reference is None:
         result.notes.append(
             f"never trained: {', '.join(bundle.manifest.untrained)}; not judged by its answers"
         )
@@ -404,9 +406,14 @@ def _measure(
         with Pipeline.load(bundle, engine, recipe, threads) as pipe:
             progress(f"parity on {engine}")
             result.parity[engine] = verify(pipe.chain, samples, TOLERANCES[recipe])
-            if reference is not None and data is not None:
-                progress(f"asking {recipe} on {engine}")
-                result.verdicts[engine] = judge(evaluate(pipe, data), reference, gate)
+            if reference is None or data is None:
+                continue
+            progress(f"asking {recipe} on {engine}")
+            verdict = judge(evaluate(pipe, data), reference, gate)
+        result.verdicts[engine] = verdict
+        if not verdict.ok:
+            progress(f"refused on {engine}: {'; '.join(verdict.reasons)}")
+            return
 
 
 def _sizes(bundle: Bundle, precision: str) -> tuple[int, int, int]:
