@@ -138,13 +138,9 @@ def write_graphs(
             wide = "float16" if recipe == "fp16" else "float32"
             record = _write(change, spec, source.model, recipe, wide)
         if recipe != "fp16":
-            record["forms"] = {"tensorrt": _half_form(change, spec, record, recipe, keep)}
-        if forms and forms.onnxruntime:
-            source = _source(bundle, spec, scales, method, keep)
-            for step in forms.onnxruntime:
-                step(source)
-            form = _write(change, spec, source.model, recipe, "float32", "onnxruntime")
-            record["forms"]["onnxruntime"] = form
+            whole = forms is None or forms.for_tensorrt
+            origin = record if whole else manifest.graphs[SOURCE][spec.name]
+            record["forms"] = {"tensorrt": _half_form(change, spec, origin, recipe)}
         records[spec.name] = record
         if narrow:
             made[spec.name] = narrow
@@ -180,16 +176,16 @@ def _source(
 
 
 def _write(
-    change: Amendment, spec: GraphSpec, model: ir.Model, recipe: str, wide: str, form: str = ""
+    change: Amendment, spec: GraphSpec, model: ir.Model, recipe: str, wide: str
 ) -> dict[str, Any]:
     """Saves a graph with its weights beside it; returns its record."""
-    path = change.stage / (f"{spec.name}.{form}.onnx" if form else spec.file)
-    ir.save(model, path, external_data=f"{path.name}.data")
+    path = change.stage / spec.file
+    ir.save(model, path, external_data=f"{spec.file}.data")
     return _record(change, spec, path, recipe, wide)
 
 
 def _half_form(
-    change: Amendment, spec: GraphSpec, record: dict[str, Any], recipe: str, keep: Collection[str]
+    change: Amendment, spec: GraphSpec, record: dict[str, Any], recipe: str
 ) -> dict[str, Any]:
     """The same graph with the rest in half; integers stay in the file where they are."""
     file = Path(record["file"]).name
@@ -199,7 +195,7 @@ def _half_form(
         change.bundle.file(name)
     model = ir.load(origin)
     dequantize_first(model)
-    halved(Source(model, spec, GraphScales("", {}), "mse", kept_nodes(keep, spec.name, model)))
+    halved(Source(model, spec, GraphScales("", {}), "mse", frozenset()))
     path = change.stage / f"{spec.name}.tensorrt.onnx"
     large = []
     for value in model.graph.initializers.values():

@@ -15,7 +15,6 @@ import onnx_ir as ir
 from geomag_edge.errors import InputError
 from geomag_edge.graphs import GraphSpec
 
-from .dynamic8 import dynamic_int8
 from .fp8 import quantize_fp8
 from .half import to_half
 from .int4 import BLOCK_OPSET, as_qdq, last_layers, quantize_blocks
@@ -65,11 +64,6 @@ def int8_linears(source: Source) -> Collection[str]:
     return quantize_linears(source.model, scales, source.keep | noisy, source.method)
 
 
-def dynamic_linears(source: Source) -> Collection[str]:
-    """int8 linear layers whose activations are measured while they run."""
-    return dynamic_int8(source.model, source.keep)
-
-
 def int4_weights(source: Source) -> Collection[str]:
     """The linear layers' weights in 4 bits; the last layer's and those to keep wide in 8."""
     importance = {name: seen.rms**2 for name, seen in source.scales.channels.items()}
@@ -105,15 +99,16 @@ WEIGHT_BLOCK = 128
 
 @dataclass(frozen=True)
 class Forms:
-    """How one graph is made: the portable file, and ONNX Runtime's own where that pays."""
+    """How one graph is made: the portable file, and whether TensorRT takes its integers too, with
+    half around them; else it gets the float32 graph in half."""
 
     portable: tuple[Pass, ...]
-    onnxruntime: tuple[Pass, ...] = ()
+    for_tensorrt: bool = True
 
 
 HALF = Forms((halved,))
 INT8 = Forms((int8_linears,))
-SMALL_PSC = Forms((int8_tables, int8_weights))
+SMALL_PSC = Forms((int8_tables, int8_weights), for_tensorrt=False)  # takes no int8 in blocks
 SMALL_EMBED = Forms((int8_tables,))
 
 RECIPES: dict[str, dict[str, Forms]] = {

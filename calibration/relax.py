@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import numpy as np
 import onnx_ir as ir
 
@@ -19,6 +21,9 @@ def layers_by_noise(
 ) -> list[tuple[str, str]]:
     """(graph, node) of every layer that a recipe makes narrow, the noisiest first.
 
+    Layers of 8 and of 4 bits take turns: 4 bits are noisier by their nature, and would come first
+    whatever they cost.
+
     Args:
         bundle: with the float32 graphs.
         recipe: its int8 layers count by `predicted_noise`, its int4 layers by their weights'.
@@ -26,18 +31,19 @@ def layers_by_noise(
         scales: what calibration saw.
         method: the calibrator.
     """
-    noise: dict[tuple[str, str], float] = {}
+    int8: dict[tuple[str, str], float] = {}
+    int4: dict[tuple[str, str], float] = {}
     for graph, forms in find_recipe(recipe).items():
         if int8_linears in forms.portable:
             model = ir.load(bundle.graph(graph, source))
             found = predicted_noise(model, scales.graph(graph), method)
+            int8 |= {(graph, node): value for node, value in found.items()}
         elif int4_weights in forms.portable:
             model = ir.load(bundle.graph(graph, source))
             found = weight_noise(model, scales.graph(graph))
-        else:
-            continue
-        noise |= {(graph, node): value for node, value in found.items()}
-    return sorted(noise, key=lambda key: noise[key], reverse=True)
+            int4 |= {(graph, node): value for node, value in found.items()}
+    ranked = [sorted(noise, key=lambda k: noise[k], reverse=True) for noise in (int8, int4)]
+    return [key for pair in zip_longest(*ranked) for key in pair if key is not None]
 
 
 def weight_noise(model: ir.Model, scales: GraphScales) -> dict[str, float]:
