@@ -172,12 +172,13 @@ class Tolerance:
     tokens_equal: bool
 
 
+# Narrow precisions are judged by their answers (`calibration.gate`); past these, a graph is broken.
 TOLERANCES = {
     "fp32": Tolerance(relative=1e-4, mask_iou=0.999, tokens_equal=True),
     "fp16": Tolerance(relative=3e-2, mask_iou=0.98, tokens_equal=False),
     "int8": Tolerance(relative=0.35, mask_iou=0.8, tokens_equal=False),
-    "int4-llm": Tolerance(relative=0.35, mask_iou=0.8, tokens_equal=False),
-    "int8+int4-llm": Tolerance(relative=0.35, mask_iou=0.8, tokens_equal=False),
+    "int4-llm": Tolerance(relative=0.6, mask_iou=0.8, tokens_equal=False),
+    "int8+int4-llm": Tolerance(relative=0.6, mask_iou=0.8, tokens_equal=False),
     "fp8": Tolerance(relative=0.35, mask_iou=0.8, tokens_equal=False),
     "bf16": Tolerance(relative=3e-2, mask_iou=0.98, tokens_equal=False),
 }
