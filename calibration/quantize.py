@@ -281,7 +281,7 @@ def quantize(
         search_for: an engine: measure every layer on it, and quantise those alone that gain time
             there and that the gate lets pass.
         relax: if the gate refuses, give back the noisiest layers, twice as many each time, until it
-            passes or three quarters of them are given back.
+            passes or all are given back.
         progress: called with a few words as each step starts.
 
     Raises:
@@ -319,14 +319,20 @@ def quantize(
             judge_on(result, progress)
             order = _noisiest(bundle, recipe, method) if relax and not result.ok else []
             count = 1
-            while not result.ok and count <= len(order) * 3 // 4:
-                given = [f"{graph}/{glob.escape(node)}" for graph, node in order[:count]]
+            while not result.ok and order:
+                back = order[:count]
+                given = [f"{graph}/{glob.escape(node)}" for graph, node in back]
                 change.empty()
                 narrow = write_graphs(change, recipe, method, [*keep, *given], progress)
                 result = Quantized(recipe, narrow, *_sizes(change.bundle, recipe), search=found)
-                result.notes.append(f"given back to pass: {', '.join(given)}")
+                names = ", ".join(f"{graph}/{node}" for graph, node in back)
+                result.notes.append(
+                    f"{len(back)} of {len(order)} layers given back to pass: {names}"
+                )
                 judge_on(result, progress)
-                count *= 2
+                if count >= len(order):
+                    break
+                count = min(2 * count, len(order))
             if not result.ok:
                 samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
                 result.blamed = blame(change.bundle, recipe, samples)

@@ -119,7 +119,7 @@ RECIPES: dict[str, dict[str, Forms]] = {
         "encoder": INT8, "psc_select": SMALL_PSC, "embed": SMALL_EMBED,
         "llm": INT8, "mask_head": INT8,
     },
-    "int4-llm": {"embed": SMALL_EMBED, "llm": Forms((int4_weights,))},
+    "int4-llm": {"llm": Forms((int4_weights,))},
     "int8+int4-llm": {
         "encoder": INT8, "psc_select": SMALL_PSC, "embed": SMALL_EMBED,
         "llm": Forms((int4_weights,)), "mask_head": INT8,

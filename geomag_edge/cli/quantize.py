@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--relax", action="store_true",
         help="where the gate refuses, give back the noisiest layers (int4: to 8 bits) until it "
-        "passes, three quarters of them at most",
+        "passes; the report names them",
     )  # fmt: skip
     parser.add_argument(
         "--search", metavar="E", choices=("ort-cpu", "openvino"),
