@@ -2,7 +2,7 @@
 
     python -m geomag_edge.benchmarks.precisions [--checkpoint CKPT] [--data scenes:8:24:512]
 
-What is measured: the checkpoint is exported, calibrated on rendered scenes that neither training nor
+What is measured: the checkpoint is exported, calibrated on rendered scenes that no training and no
 evaluation uses, and quantised by every recipe with `--relax`; each is asked the same questions on
 `ort-cpu` and `openvino` and compared with float32 on `ort-cpu`. No time is measured here.
 
