@@ -23,8 +23,8 @@ DATA = Path(__file__).with_name("targets.json")
 DTYPES = ("fp32", "fp16", "int8", "fp8", "int4")
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 
-FP8_SM = (8, 9)
-"""FP8 arithmetic exists from this compute capability on."""
+FIRST_SM = {"int4": (8, 0), "fp8": (8, 9)}
+"""Compute capability from which on a type is taken."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,12 @@ class Target:
         Args:
             precision: a bundle's name for it, such as "fp16" or "int8+int4-llm".
         """
-        named = {word for word in re.split(r"[-+]", precision) if word in DTYPES}
-        return named <= set(self.dtypes)
+        return _types_of(precision) <= set(self.dtypes)
+
+    def sm_for(self, precision: str) -> tuple[str, ...]:
+        """The compute capabilities that have all types of a precision."""
+        first = max((FIRST_SM.get(t, (0,)) for t in _types_of(precision)), default=(0,))
+        return tuple(sm for sm in self.sm if _numbers(sm) >= first)
 
 
 @dataclass(frozen=True)
@@ -256,6 +260,11 @@ def _operators(name: str, lists: Mapping[str, str], path: Path, target: str) -> 
         if word.startswith("+"):
             found |= _operators(word[1:], lists, path, target)
     return frozenset(found)
+
+
+def _types_of(precision: str) -> set[str]:
+    """The types that a precision's name names."""
+    return {word for word in re.split(r"[-+]", precision) if word in DTYPES}
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -75,7 +75,7 @@ def build_bundle(
     _check_precision(bundle, target, precision)
     options = options or BuildOptions()
     if flavour.name == "tensorrt_rtx" and not options.sm:
-        options = replace(options, sm=target.sm)
+        options = replace(options, sm=target.sm_for(precision))
     if flavour.name == "tensorrt" and machine.gpu is None:
         raise EngineError(
             f"target {target.name!r} builds on the device itself, and this machine has no GPU: "
