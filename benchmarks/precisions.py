@@ -76,7 +76,7 @@ def _row(root: Path, recipe: str, data: str, threads: int) -> dict[str, Any]:
         relax=True, progress=lambda step: print(f"  {step}", file=sys.stderr),
     )  # fmt: skip
     made = result.to_json()
-    kept = ("precision", "ok", "bytes", "source_bytes", "tensorrt_bytes", "notes", "gate")
+    kept = ("precision", "ok", "bytes", "source_bytes", "special_bytes", "notes", "gate")
     layers = {graph: len(nodes) for graph, nodes in result.quantized.items()}
     return {key: made[key] for key in kept} | {"narrow_layers": layers}
 

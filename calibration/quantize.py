@@ -55,7 +55,7 @@ class Quantized:
         quantized: graph -> ONNX nodes that are narrow now.
         bytes: of the precision's graphs, files shared with another precision included.
         source_bytes: of the float32 graphs.
-        tensorrt_bytes: of the files that TensorRT alone reads.
+        special_bytes: of the files that one runtime alone reads.
         parity: engine -> drift at every graph's boundary.
         verdicts: engine -> the gate's outcome; empty for a model that was never trained.
         blamed: where the gate refused, the layers with quantised activations, the worst first.
@@ -66,7 +66,7 @@ class Quantized:
     quantized: dict[str, list[str]]
     bytes: int
     source_bytes: int
-    tensorrt_bytes: int
+    special_bytes: int
     parity: dict[str, Parity] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     blamed: list[Blame] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Quantized:
             "bytes": self.bytes,
             "source_bytes": self.source_bytes,
             "parity": {engine: p.to_json() for engine, p in self.parity.items()},
-            "tensorrt_bytes": self.tensorrt_bytes,
+            "special_bytes": self.special_bytes,
             "blamed": [b.to_json() for b in self.blamed],
             "search": self.search.to_json() if self.search else None,
             "gate": {engine: v.to_json() for engine, v in self.verdicts.items()},
@@ -141,6 +141,12 @@ def write_graphs(
             whole = forms is None or forms.for_tensorrt
             origin = record if whole else manifest.graphs[SOURCE][spec.name]
             record["forms"] = {"tensorrt": _half_form(change, spec, origin, recipe)}
+        if forms and forms.onnxruntime:
+            source = _source(bundle, spec, scales, method, keep)
+            for step in forms.onnxruntime:
+                step(source)
+            form = _write(change, spec, source.model, recipe, "float32", "onnxruntime")
+            record["forms"]["onnxruntime"] = form
         records[spec.name] = record
         if narrow:
             made[spec.name] = narrow
@@ -176,11 +182,11 @@ def _source(
 
 
 def _write(
-    change: Amendment, spec: GraphSpec, model: ir.Model, recipe: str, wide: str
+    change: Amendment, spec: GraphSpec, model: ir.Model, recipe: str, wide: str, form: str = ""
 ) -> dict[str, Any]:
     """Saves a graph with its weights beside it; returns its record."""
-    path = change.stage / spec.file
-    ir.save(model, path, external_data=f"{spec.file}.data")
+    path = change.stage / (f"{spec.name}.{form}.onnx" if form else spec.file)
+    ir.save(model, path, external_data=f"{path.name}.data")
     return _record(change, spec, path, recipe, wide)
 
 
@@ -419,7 +425,7 @@ def _measure(
 
 
 def _sizes(bundle: Bundle, precision: str) -> tuple[int, int, int]:
-    """Bytes of the precision, of float32, and of what TensorRT alone reads."""
+    """Bytes of the precision, of float32, and of what one runtime alone reads."""
 
     def of(names: set[str]) -> int:
         return sum(bundle.file(name).stat().st_size for name in names)

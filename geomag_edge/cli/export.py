@@ -45,9 +45,7 @@ def execute(args: argparse.Namespace) -> None:
             args.checkpoint, args.output, args.dtype, target.opset, args.force, progress, target
         )
     if args.json:
-        print_json(
-            {"bundle": str(args.output), "target": target.name, "parity": report.to_json()}
-        )
+        print_json({"bundle": str(args.output), "target": target.name, "parity": report.to_json()})
     else:
         print(parity_table(report.to_json()))
         print(f"bundle for {target.name} written to {args.output}")

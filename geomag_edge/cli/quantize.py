@@ -122,8 +122,8 @@ def text(result: Quantized, bundle: Path, slim: Path | None) -> str:
     lines.append(f"narrow layers  {narrow or 'every graph'}")
     share = result.bytes / result.source_bytes
     lines.append(
-        f"size           {result.bytes / 1e6:.1f} MB, {share:.2f} of fp32's (what TensorRT alone "
-        f"reads: {result.tensorrt_bytes / 1e6:.1f} MB more)"
+        f"size           {result.bytes / 1e6:.1f} MB, {share:.2f} of fp32's (what one runtime "
+        f"alone reads: {result.special_bytes / 1e6:.1f} MB more)"
     )
     for engine, v in result.verdicts.items():
         parts = [

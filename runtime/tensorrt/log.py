@@ -60,7 +60,8 @@ def first_error(lines: list[tuple[str, str]]) -> str | None:
 
 def tidy(text: str) -> str:
     """One of TensorRT's messages without its source places and web addresses."""
-    text = " ".join(text.split())
+    kept = [line for line in text.splitlines() if not any(noise in line for noise in _NOISE)]
+    text = " ".join(" ".join(kept or text.splitlines()).split())
     text = re.sub(r"\(?See https?://\S+ ?(?:for [^)]*)?\)?\.?", "", text)
     text = re.sub(r" In [\w:]+ at /\S+?:\d+\)?", "", text)
     text = re.sub(r"\[/?[\w/]+\.(?:cpp|h):{1,2}\w+(?:: ?\w+)?\]", "", text)

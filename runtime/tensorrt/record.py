@@ -223,13 +223,13 @@ def folder_of(target: str, precision: str) -> str:
 
 
 def load_record(bundle: Bundle, target: str, precision: str) -> BuildRecord | None:
-    """The record of a build, its sha256 checked; None if there is none.
+    """The record of a build, its sha256 checked; None if there is none, or its folder is gone.
 
     Raises:
         BundleError: changed or damaged.
     """
     name = f"{folder_of(target, precision)}/{RECORD}"
-    if name not in bundle.manifest.files:
+    if name not in bundle.manifest.files or not (bundle.root / name).exists():
         return None
     return BuildRecord.from_json(read_json(bundle.file(name)))
 
