@@ -138,9 +138,8 @@ RECIPES: dict[str, dict[str, Forms]] = {
         "encoder": INT8, "psc_select": SMALL_PSC, "embed": SMALL_EMBED,
         "llm": Forms((int4_weights,)), "mask_head": INT8,
     },
-    "fp8": {
+    "fp8": {  # three bits of mantissa cost the mask head 3.7 points of mIoU on nano: it stays wide
         "encoder": Forms((fp8_linears,)), "embed": SMALL_EMBED, "llm": Forms((fp8_linears,)),
-        "mask_head": Forms((fp8_linears,)),
     },
 }  # fmt: skip
 """Recipe -> graph -> how it is made. A graph that is not named stays as it is."""

@@ -70,8 +70,9 @@ def test_thresholds_scale_with_the_data(seed, factor):
     plain = histogram(long_tailed(seed, 50_000)).thresholds()
     scaled = histogram(long_tailed(seed, 50_000) * factor).thresholds()
     for method in METHODS:
-        # Entropy's minimum is flat: where bins fall decides among thresholds that are as good.
-        close = {"minmax": 1e-6, "entropy": 0.6}.get(method, 0.05)
+        # Minima of entropy and of the squared error are flat: where bins fall decides among
+        # thresholds that are as good (0.57 and 0.08 apart were seen in 120 draws).
+        close = {"minmax": 1e-6, "entropy": 0.6, "mse": 0.1}.get(method, 0.05)
         assert scaled[method] / factor == pytest.approx(plain[method], rel=close)
 
 
