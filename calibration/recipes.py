@@ -15,7 +15,6 @@ import onnx_ir as ir
 from geomag_edge.errors import InputError
 from geomag_edge.graphs import GraphSpec
 
-from .dynamic8 import dynamic_int8
 from .fp8 import quantize_fp8
 from .half import to_half
 from .int4 import BLOCK_OPSET, as_qdq, last_layers, quantize_blocks
@@ -65,12 +64,6 @@ def int8_linears(source: Source) -> Collection[str]:
     return quantize_linears(source.model, scales, source.keep | noisy, source.method)
 
 
-def dynamic_linears(source: Source) -> Collection[str]:
-    """int8 linear layers whose activations are measured while they run: with Q/DQ around one row,
-    ONNX Runtime dequantises every weight at every token."""
-    return dynamic_int8(source.model, source.keep)
-
-
 def int4_weights(source: Source) -> Collection[str]:
     """The linear layers' weights in 4 bits; the last layer's and those to keep wide in 8."""
     importance = {name: seen.rms**2 for name, seen in source.scales.channels.items()}
@@ -112,7 +105,8 @@ class Forms:
         portable: of the file that serves everybody without one of its own.
         for_tensorrt: whether TensorRT takes its integers too, with half around them; else it gets
             the float32 graph in half.
-        onnxruntime: of ONNX Runtime's own file, where the portable one is slow there.
+        onnxruntime: of ONNX Runtime's own file, where the portable one is slow there: with Q/DQ
+            around one row it dequantises every weight at every token.
     """
 
     portable: tuple[Pass, ...]
@@ -131,7 +125,7 @@ RECIPES: dict[str, dict[str, Forms]] = {
     ),
     "int8": {
         "encoder": INT8, "psc_select": SMALL_PSC, "embed": SMALL_EMBED,
-        "llm": Forms((int8_linears,), onnxruntime=(dynamic_linears,)), "mask_head": INT8,
+        "llm": Forms((int8_linears,), onnxruntime=(int8_weights,)), "mask_head": INT8,
     },
     "int4-llm": {"llm": Forms((int4_weights,))},
     "int8+int4-llm": {
