@@ -89,7 +89,7 @@ It knows the rendered scenes of `geomag_edge.scenes` and nothing of the real wor
 ![loss curve](curve.png)
 
 Go on from here: `python -m geomag_edge.model.train RUN --resume model/checkpoints/nano`
-(a last stage of further steps is in its default configuration). `train_state.json` holds what was run.
+(a stage of further steps ends its default configuration). `train_state.json` holds what was run.
 
 ## Measured
 
