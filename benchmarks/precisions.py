@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=shipped_checkpoint("nano"))
     parser.add_argument("--calibration", default="scenes:1:16")
     parser.add_argument("--data", default="scenes:8:24:512")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="which, in this order")
     parser.add_argument("--name", default="nano", help="what the results are called")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -53,11 +54,11 @@ def main() -> None:
         export_bundle(args.checkpoint, root)
         seen = capture(Bundle.open(root), open_calibration_set(args.calibration), args.threads)
         save_scales(Bundle.open(root), seen.scales, "mse")
-        rows = [_row(root, recipe, args.data, args.threads) for recipe in RECIPES]
+        rows = [_row(root, recipe, args.data, args.threads) for recipe in args.recipes.split(",")]
     report = {
         "name": args.name,
         "command": f"python -m geomag_edge.benchmarks.precisions --calibration {args.calibration} "
-        f"--data {args.data} --name {args.name} --threads {args.threads}",
+        f"--data {args.data} --recipes {args.recipes} --name {args.name} --threads {args.threads}",
         "machine": machine(args.threads, ("onnxruntime", "openvino", "numpy")),
         "recipes": rows,
     }
