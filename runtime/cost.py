@@ -33,8 +33,9 @@ class Cost:
         live_bytes: the most that intermediate tensors hold at once, inputs and outputs apart.
         input_bytes, output_bytes: of the graph.
         buffer_bytes: inputs and outputs without the cache's.
-        kernels: layers that become a kernel of their own.
-        multiplies_rows: it multiplies more than single rows, which takes a workspace.
+        kernels: layers that become a kernel of their own; `distinct_kernels`: without those of
+            the same operator and shapes, which share their code.
+        row_weight_bytes: of the weights that multiply more than one row.
     """
 
     flops: Mapping[str, float]
@@ -46,7 +47,8 @@ class Cost:
     output_bytes: int
     buffer_bytes: int
     kernels: int
-    multiplies_rows: bool
+    distinct_kernels: int
+    row_weight_bytes: int
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False, default_factory=dict)
 
 
@@ -96,7 +98,8 @@ def graph_cost(path: Path, sizes: Mapping[str, int]) -> Cost:
     touched = 0
     kernels = 0
     read = 0
-    rows_multiplied = False
+    rowed: set[str] = set()
+    distinct = set()
     for node in graph.node:
         used = [i for i in node.input if i]
         if node.op_type in MULTIPLYING:
@@ -106,14 +109,17 @@ def graph_cost(path: Path, sizes: Mapping[str, int]) -> Cost:
                 nbytes(i) for i in used if i not in initial and origins(i) not in initial
             )
             touched += sum(nbytes(o) for o in node.output if o)
-            out = shapes[node.output[0]]
-            rows_multiplied |= len(out) > 1 and math.prod(out[:-1]) > 1 and node.op_type == "MatMul"
+            rows = math.prod(shapes[node.output[0]][:-1])
+            if node.op_type in ("MatMul", "Gemm") and rows > 1:
+                rowed |= {origins(i) for i in used[:2]} & initial.keys()
         for name in used:
             if name in initial:
                 whole = nbytes(name)
-                rows = node.op_type in ("Gather", "GatherND") and node.input[0] == name
-                read += min(whole, nbytes(node.output[0])) if rows else whole
-        kernels += node.op_type not in _FREE | _FUSED
+                looked_up = node.op_type in ("Gather", "GatherND") and node.input[0] == name
+                read += min(whole, nbytes(node.output[0])) if looked_up else whole
+        if node.op_type not in _FREE | _FUSED:
+            kernels += 1
+            distinct.add((node.op_type, *(shapes[i] for i in used)))
     given = sum(nbytes(n) for n in inputs)
     taken = sum(nbytes(n) for n in outputs)
     return Cost(
@@ -128,7 +134,8 @@ def graph_cost(path: Path, sizes: Mapping[str, int]) -> Cost:
         output_bytes=taken,
         buffer_bytes=sum(nbytes(n) for n in (*inputs, *outputs) if not n.startswith(_CACHE)),
         kernels=kernels,
-        multiplies_rows=rows_multiplied,
+        distinct_kernels=len(distinct),
+        row_weight_bytes=sum(nbytes(n) for n in rowed),
         shapes=shapes,
     )
 
@@ -342,7 +349,10 @@ def _live(
         for name in node.output:
             if name and name not in roots and name not in apart and name in last:
                 alive[name] = nbytes(name)
-        peak = max(peak, sum(alive.values()))
+        # A transposed convolution is a matrix product, scattered: its sides exist twice.
+        twice = node.op_type == "ConvTranspose"
+        copies = nbytes(node.input[0]) + nbytes(node.output[0]) if twice else 0
+        peak = max(peak, sum(alive.values()) + copies)
         for name in {root(n) for n in node.input if n}:
             if last.get(name) == i:
                 alive.pop(name, None)

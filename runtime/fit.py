@@ -31,8 +31,11 @@ FORM = "tensorrt"
 WORKSPACE_BYTES = 8 << 20
 """What TensorRT for RTX 1.7 reserves for the matrix products of one engine (measured)."""
 
-CODE_BYTES_A_KERNEL = 85_000
-"""Kernel code of a layer in one profile's part of an engine file (measured, TensorRT for RTX)."""
+CODE_BYTES_A_KERNEL = 20_000
+"""In an engine file for each layer of each profile (measured, TensorRT for RTX)."""
+
+CODE_BYTES_A_DISTINCT_KERNEL = 200_000
+"""And for each that differs from the others in operator or shapes; INT8 has half as much again."""
 
 SHARED_SYSTEM_BYTES = 2_000_000_000
 """Left to the system where CPU and GPU share memory: Linux, CUDA's context, our own process."""
@@ -195,21 +198,28 @@ def _memory(
 def _engine(bundle: Bundle, plan: Plan, target: Target, precision: str) -> EngineFit:
     costs = [_cost(bundle, plan.graph, precision, _most(p.axes)) for p in plan.profiles]
     weights = costs[0].weight_bytes
-    if target.flavour == "tensorrt_rtx" and plan.graph == "llm" and len(plan.profiles) > 1:
-        weights *= 2  # it lays the weights out once more for single tokens
-    code = sum(c.kernels for c in costs) * CODE_BYTES_A_KERNEL
+    if target.flavour == "tensorrt_rtx":
+        # What one profile multiplies with many rows and another with one is laid out twice.
+        rowed = [c.row_weight_bytes for c in costs]
+        weights += max(rowed) - min(rowed)
     return EngineFit(
         stem=plan.stem,
         graph=plan.graph,
         profiles=tuple(p.name for p in plan.profiles),
-        engine_bytes=weights + code,
+        engine_bytes=weights + sum(_code(c) for c in costs),
         weight_bytes=weights,
         activation_bytes=max(_activations(c) for c in costs),
     )
 
 
+def _code(cost: Cost) -> int:
+    wider = 1.5 if "int8" in cost.flops else 1.0
+    distinct = int(CODE_BYTES_A_DISTINCT_KERNEL * wider) * cost.distinct_kernels
+    return distinct + CODE_BYTES_A_KERNEL * cost.kernels
+
+
 def _activations(cost: Cost) -> int:
-    return cost.live_bytes + (WORKSPACE_BYTES if cost.multiplies_rows else 0)
+    return cost.live_bytes + (WORKSPACE_BYTES if cost.row_weight_bytes else 0)
 
 
 def _most(axes: Mapping[str, tuple[int, int, int]]) -> dict[str, int]:

@@ -23,8 +23,8 @@ DATA = Path(__file__).with_name("targets.json")
 DTYPES = ("fp32", "fp16", "int8", "fp8", "int4")
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 
-FIRST_SM = {"int4": (8, 0), "fp8": (8, 9)}
-"""Compute capability from which on a type is taken."""
+FIRST_SM = {"fp32": (8, 0), "int4": (8, 0), "fp8": (8, 9)}
+"""Compute capability from which on TensorRT for RTX multiplies a type."""
 
 
 @dataclass(frozen=True)

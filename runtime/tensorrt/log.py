@@ -54,8 +54,13 @@ _NOISE = ("catchCudaError", "cudaError 35")
 def first_error(lines: list[tuple[str, str]]) -> str | None:
     """The first real error among log lines, in one line without where TensorRT raised it."""
     errors = [t for severity, t in lines if severity.endswith("ERROR")]
-    real = [t for t in errors if not any(noise in t for noise in _NOISE)] or errors
+    real = [t for t in errors if not is_noise(t)] or errors
     return tidy(real[0]) if real else None
+
+
+def is_noise(text: str) -> bool:
+    """Whether an error says no more than that there is no GPU."""
+    return any(noise in text for noise in _NOISE)
 
 
 def tidy(text: str) -> str:
@@ -63,7 +68,7 @@ def tidy(text: str) -> str:
     kept = [line for line in text.splitlines() if not any(noise in line for noise in _NOISE)]
     text = " ".join(" ".join(kept or text.splitlines()).split())
     text = re.sub(r"\(?See https?://\S+ ?(?:for [^)]*)?\)?\.?", "", text)
-    text = re.sub(r" In [\w:]+ at /\S+?:\d+\)?", "", text)
+    text = re.sub(r"\(?\bIn [\w:]+ at /\S+?:\d+\)?", "", text)
     text = re.sub(r"\[/?[\w/]+\.(?:cpp|h):{1,2}\w+(?:: ?\w+)?\]", "", text)
     text = re.sub(r"\b[\w/]+\.(?:cpp|h):\d+: ?", "", text)
     text = re.sub(r"^(?:I?\w+::\w+: )?(?:Error Code \d+: )?", "", text)

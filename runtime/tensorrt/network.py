@@ -8,7 +8,7 @@ from typing import Any
 
 from geomag_edge.errors import EngineError
 from geomag_edge.runtime.tensorrt.flavour import Flavour
-from geomag_edge.runtime.tensorrt.log import first_error, logger_of, tidy
+from geomag_edge.runtime.tensorrt.log import first_error, is_noise, logger_of, tidy
 
 
 class Network:
@@ -49,7 +49,10 @@ class Network:
         """`llm.onnx at node X (Op): reason`."""
         for i in range(self._parser.num_errors):
             error = self._parser.get_error(i)
-            reason = tidy(error.desc()).removeprefix(f"Invalid Node - {_call(error, 'node_name')}")
+            said = [x for x in error.desc().split("\n") if not is_noise(x)]
+            reason = tidy("\n".join(said)).removeprefix(
+                f"Invalid Node - {_call(error, 'node_name')}"
+            )
             if reason.strip() or i + 1 == self._parser.num_errors:
                 name, operator = _call(error, "node_name"), _call(error, "node_operator")
                 place = f" at node {name} ({operator})" if name else ""

@@ -271,7 +271,6 @@ NO_TORCH = """
 
 
 def test_a_bundle_alone_is_enough_to_build_without_torch(fresh):
-    shutil.rmtree(fresh / "engines")
     arguments = ["build", str(fresh), "--target", "tensorrt-rtx", "--graph", "embed", "--json"]
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(NO_TORCH), *arguments],
