@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from geomag_edge.budgets import LEVELS
 from geomag_edge.cli.console import print_json, steps, table
 from geomag_edge.cli.targets import add_catalog_argument
-from geomag_edge.errors import FitError
+from geomag_edge.errors import FitError, MissingExtraError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.targets import Target, load_catalog
 
@@ -88,13 +88,19 @@ def execute(args: argparse.Namespace) -> None:
     precision = args.precision or _default_precision(bundle, target)
     graphs = tuple(args.graph or CHAIN)
 
-    fit = fit_bundle(bundle, target, precision, device, args.watts, args.budget)
-    if args.check_only:
+    fit = None
+    try:
+        fit = fit_bundle(bundle, target, precision, device, args.watts, args.budget)
+    except MissingExtraError as e:
+        if args.check_only or device is not None:
+            raise
+        print(f"build: {e}; going on without it", file=sys.stderr)
+    if args.check_only and fit is not None:
         if args.json:
             print_json(fit.to_json())
         else:
             print(_fit(fit))
-    if not fit.ok:
+    if fit is not None and not fit.ok:
         raise FitError(fit.verdict)
     if args.check_only:
         return
@@ -107,8 +113,8 @@ def execute(args: argparse.Namespace) -> None:
     total = len(plans_of(manifest, target, graphs))
     with steps(total, "build") as progress, _phases() as on_phase:
         record, built = build_bundle(
-            bundle, manifest, target, precision, machine, options, graphs, fit.to_json(), progress,
-            on_phase,
+            bundle, manifest, target, precision, machine, options, graphs,
+            None if fit is None else fit.to_json(), progress, on_phase,
         )  # fmt: skip
     if args.json:
         print_json(

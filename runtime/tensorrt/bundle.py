@@ -111,7 +111,7 @@ def build_bundle(
                 "jetpack": machine.jetpack,
                 "power_mode": machine.power_mode,
             },
-            loads_on_sm=list(options.sm) if machine.gpu is None else [str(machine.sm)],
+            loads_on_sm=list(options.sm) or [str(machine.sm)],
             options=options.to_json(),
             limits=limits_of(manifest),
             engines={g: files for g, files in engines.items() if files},

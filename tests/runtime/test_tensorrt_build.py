@@ -282,6 +282,23 @@ def test_a_bundle_alone_is_enough_to_build_without_torch(fresh):
     assert report["fit"]["need_bytes"] > 0
 
 
+def test_without_onnx_a_build_goes_on_and_says_what_it_left_out(fresh):
+    code = """
+        import sys
+        sys.modules["onnx"] = None
+        from geomag_edge.cli import main
+        sys.exit(main(sys.argv[1:]))
+    """
+    arguments = ["build", str(fresh), "--target", "tensorrt-rtx", "--graph", "embed"]
+    for more, expected in (([], 0), (["--device", "l4"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), *arguments, *more],
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == expected, done.stderr
+        assert "pip install onnx" in done.stderr
+
+
 def test_the_package_imports_without_any_engine():
     code = """
         import sys
