@@ -6,7 +6,8 @@ Every engine of a bundle is built without a GPU, in a process of its own, so tha
 memory are its own. The bundle's files are linked, not changed. Compared are the bytes of each
 engine file, and its activations as the builder reports them for the largest of its profiles; no
 engine is loaded or run. The physics: an engine file is weights plus kernel code, activations are
-the tensors alive at once plus the matrix products' workspace.
+the tensors alive at once plus the matrix products' workspace. The fit check's three constants (code
+a kernel, code a distinct kernel, workspace) were chosen on the fp16 engines of nano and base.
 
 Writes tensorrt_build.json and .md; the last line on stdout is the JSON.
 """
@@ -26,7 +27,6 @@ from typing import Any
 
 from geomag_edge.cli.console import table
 from geomag_edge.manifest import Bundle
-from geomag_edge.targets import find_target
 
 TARGET = "tensorrt-rtx"
 
@@ -41,14 +41,15 @@ def main(argv: list[str] | None = None) -> None:
     runs = []
     for item in args.bundles:
         name, _, root = item.partition("=")
-        have = [p for p in Bundle.open(root).manifest.graphs if find_target(TARGET)]
+        have = list(Bundle.open(root).manifest.graphs)
         for precision in args.precision or have:
             if precision in have:
                 print(f"{name} {precision}", file=sys.stderr, flush=True)
                 runs.append(measure(name, Path(root), precision))
     report = {
         "command": "python -m geomag_edge.benchmarks.tensorrt_build "
-        + " ".join(i.partition("=")[0] + "=BUNDLE" for i in args.bundles),
+        + " ".join(i.partition("=")[0] + "=BUNDLE" for i in args.bundles)
+        + "".join(f" --precision {p}" for p in args.precision or []),
         "machine": f"{_cpu()}, {os.cpu_count()} cores, no GPU",
         "python": platform.python_version(),
         "target": TARGET,
@@ -122,9 +123,12 @@ def text(report: dict[str, Any]) -> str:
     lines = [
         "# Predicted and built: TensorRT for RTX",
         "",
-        f"`{report['command']}` on {report['machine']}; version {first['version']}, engines for "
-        f"sm {', '.join(first['sm'])}. MB; activations as the builder reports them. Nothing was",
-        "run: the engines were never loaded on a GPU.",
+        f"`{report['command']}`",
+        "",
+        f"{report['machine']}; version {first['version']}; for sm {', '.join(first['sm'])}.",
+        "MB of the engine files and of the activations that the builder reports for the largest",
+        "profile. Nothing was run: the engines were never loaded on a GPU. The fit check's",
+        "constants were chosen on the fp16 rows; the others are predictions.",
     ]
     summary = [
         (
