@@ -118,14 +118,20 @@ def port_records(ports: tuple[Port, ...], wide: str) -> list[dict]:
     ]
 
 
+PAST_PREFIX, PRESENT_PREFIX = "past_key_values.", "present."
+
+WRITE_INDICES = "write_indices"
+"""int64 [B]: tokens that a cache of fixed capacity holds already; an input where there is one."""
+
+
 def past_names(layers: int) -> list[str]:
     """`past_key_values.{i}.key`, `past_key_values.{i}.value` of each layer."""
-    return [f"past_key_values.{i}.{part}" for i in range(layers) for part in ("key", "value")]
+    return [f"{PAST_PREFIX}{i}.{part}" for i in range(layers) for part in ("key", "value")]
 
 
 def present_names(layers: int) -> list[str]:
     """`present.{i}.key`, `present.{i}.value` of each layer."""
-    return [f"present.{i}.{part}" for i in range(layers) for part in ("key", "value")]
+    return [f"{PRESENT_PREFIX}{i}.{part}" for i in range(layers) for part in ("key", "value")]
 
 
 def llm_spec(layers: int) -> GraphSpec:

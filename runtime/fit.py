@@ -18,6 +18,8 @@ from geomag_edge.errors import InputError
 from geomag_edge.manifest import Bundle, Manifest
 from geomag_edge.runtime.cost import Cost, graph_cost
 from geomag_edge.runtime.tensorrt.profiles import (
+    FIXED,
+    GROWING,
     USUAL_PROMPT_TOKENS,
     Plan,
     limits_of,
@@ -74,7 +76,7 @@ class Fit:
 
     Attributes:
         engines: of each engine.
-        cache_bytes: the LLM's cache, in two buffers (it grows by concatenation).
+        cache_bytes: the LLM's cache: one buffer if it is fixed, two if it grows.
         buffer_bytes: inputs and outputs of the graphs, the cache apart.
         system_bytes: not ours, but in the same memory; 0 where no device was named.
         device_bytes: the device's memory; None where no device was named.
@@ -138,6 +140,7 @@ def fit_bundle(
     device: Device | None = None,
     watts: float | None = None,
     level: str | None = None,
+    cache: str = GROWING,
 ) -> Fit:
     """Predicts memory and time of a bundle's engines.
 
@@ -148,18 +151,19 @@ def fit_bundle(
         device: what to compare with; None: memory only.
         watts: the device's power mode; None: its largest.
         level: the largest budget to build for; None: all.
+        cache: the language model's, of `profiles.CACHES`.
 
     Raises:
         BundleError, InputError, MissingExtraError.
     """
     manifest = bundle.manifest if level is None else up_to(bundle.manifest, level)
     share = _share(device, watts)
-    fit = _memory(bundle, manifest, target, precision, device, watts)
+    fit = _memory(bundle, manifest, target, precision, device, watts, cache)
     stages = {
-        name: _stages(bundle, manifest, budget, precision, device, share)
+        name: _stages(bundle, manifest, budget, precision, device, share, cache)
         for name, budget in manifest.budgets.items()
     }
-    alternatives = [] if fit.ok else _alternatives(bundle, target, precision, device, level)
+    alternatives = [] if fit.ok else _alternatives(bundle, target, precision, device, level, cache)
     return Fit(**{**vars(fit), "stages": stages, "alternatives": alternatives})
 
 
@@ -170,13 +174,16 @@ def _memory(
     precision: str,
     device: Device | None,
     watts: float | None,
+    cache: str,
 ) -> Fit:
-    engines = [_engine(bundle, plan, target, precision) for plan in plans_of(manifest, target)]
+    plans = plans_of(manifest, target, cache=cache)
+    engines = [_engine(bundle, manifest, plan, target, precision) for plan in plans]
     shape, limits = manifest.decoder, limits_of(manifest)
     wide = 4 if precision == "fp32" else 2
+    buffers = 1 if cache == FIXED else 2
     cache_bytes = (
-        2 * 2 * shape.layers * shape.kv_heads * limits.capacity * shape.head_dim * wide
-    )  # two buffers, key and value
+        buffers * 2 * shape.layers * shape.kv_heads * limits.capacity * shape.head_dim * wide
+    )  # key and value
     system = 0
     if device is not None:
         system = SHARED_SYSTEM_BYTES if device.shared_memory else SYSTEM_BYTES
@@ -187,7 +194,7 @@ def _memory(
         watts=watts or (device.watts[-1] if device else None),
         engines=engines,
         cache_bytes=cache_bytes,
-        buffer_bytes=_buffers(bundle, manifest, target, precision),
+        buffer_bytes=_buffers(bundle, manifest, plans, precision),
         system_bytes=system,
         device_bytes=None if device is None else int(device.gb * 1e9),
         stages={},
@@ -195,8 +202,10 @@ def _memory(
     )
 
 
-def _engine(bundle: Bundle, plan: Plan, target: Target, precision: str) -> EngineFit:
-    costs = [_cost(bundle, plan.graph, precision, _most(p.axes)) for p in plan.profiles]
+def _engine(
+    bundle: Bundle, manifest: Manifest, plan: Plan, target: Target, precision: str
+) -> EngineFit:
+    costs = [_cost(bundle, plan.graph, precision, s) for s in _largest(manifest, plan)]
     weights = costs[0].weight_bytes
     if target.flavour == "tensorrt_rtx":
         # What one profile multiplies with many rows and another with one is laid out twice.
@@ -222,18 +231,26 @@ def _activations(cost: Cost) -> int:
     return cost.live_bytes + (WORKSPACE_BYTES if cost.row_weight_bytes else 0)
 
 
-def _most(axes: Mapping[str, tuple[int, int, int]]) -> dict[str, int]:
-    return {axis: span[2] for axis, span in axes.items()}
+def _largest(manifest: Manifest, plan: Plan) -> list[dict[str, int]]:
+    """The most that each profile takes; a fixed cache is always at its full length."""
+    sizes = [{axis: span[2] for axis, span in p.axes.items()} for p in plan.profiles]
+    if plan.graph != "llm":
+        return sizes
+    return [_full(manifest, s["T"]) | s for s in sizes]
 
 
-def _buffers(bundle: Bundle, manifest: Manifest, target: Target, precision: str) -> int:
+def _full(manifest: Manifest, new: int) -> dict[str, int]:
+    """What a growing cache's graph would have to be given to cost what a fixed one's does."""
+    capacity = limits_of(manifest).capacity
+    return {"T": new, "N": capacity - new, "N+T": capacity}
+
+
+def _buffers(bundle: Bundle, manifest: Manifest, plans: list[Plan], precision: str) -> int:
     """Each graph's inputs and outputs at their largest; the LLM's cache is counted apart."""
-    total = 0
-    for plan in plans_of(manifest, target):
-        total += max(
-            _cost(bundle, plan.graph, precision, _most(p.axes)).buffer_bytes for p in plan.profiles
-        )
-    return total
+    return sum(
+        max(_cost(bundle, p.graph, precision, s).buffer_bytes for s in _largest(manifest, p))
+        for p in plans
+    )
 
 
 def _cost(bundle: Bundle, graph: str, precision: str, sizes: Mapping[str, int]) -> Cost:
@@ -247,7 +264,12 @@ def _known_cost(path: Path, sizes: tuple[tuple[str, int], ...]) -> Cost:
 
 
 def _alternatives(
-    bundle: Bundle, target: Target, precision: str, device: Device | None, level: str | None
+    bundle: Bundle,
+    target: Target,
+    precision: str,
+    device: Device | None,
+    level: str | None,
+    cache: str,
 ) -> list[str]:
     """What would fit: the largest smaller budget in this precision, and each other precision."""
     budgets = bundle.manifest.budgets if level is None else up_to(bundle.manifest, level).budgets
@@ -255,13 +277,13 @@ def _alternatives(
     by_size = sorted(budgets, key=lambda n: -budgets[n].visual_tokens)
     for name in by_size:
         manifest = up_to(bundle.manifest, name)
-        if _memory(bundle, manifest, target, precision, device, None).ok:
+        if _memory(bundle, manifest, target, precision, device, None, cache).ok:
             found.append(f"--budget {name} ({budgets[name].visual_tokens} visual tokens)")
             break
     for other in bundle.manifest.graphs:
         if other != precision and target.takes_precision(other):
             manifest = bundle.manifest if level is None else up_to(bundle.manifest, level)
-            if _memory(bundle, manifest, target, other, device, None).ok:
+            if _memory(bundle, manifest, target, other, device, None, cache).ok:
                 found.append(f"--precision {other}")
     return found
 
@@ -283,12 +305,17 @@ def _stages(
     precision: str,
     device: Device | None,
     share: float,
+    cache: str,
 ) -> list[StageTime]:
     """The stages of one answer at one budget, all crops found in one look."""
     whole, crops = budget.global_grid**2, budget.crop_grid**2
     prompt = budget.visual_tokens + USUAL_PROMPT_TOKENS
     prompt_ids = manifest.prompt.psc_pad_to or 16
     one = {"B": 1}
+    prefill = {"T": prompt, "N": 0, "N+T": prompt}
+    decode = {"T": 1, "N": prompt, "N+T": prompt + 1}
+    if cache == FIXED:
+        prefill, decode = _full(manifest, prompt), _full(manifest, 1)
     calls: list[tuple[str, str, list[dict[str, int]]]] = [
         ("encode", "encoder", [{"n": 1}, *([{"n": budget.crops}] if budget.crops else [])]),
         ("select", "psc_select", [{"L": prompt_ids}]),
@@ -298,8 +325,8 @@ def _stages(
             [{"n": 1, "q": whole}, *([{"n": budget.crops, "q": crops}] if budget.crops else [])],
         ),
         ("embed", "embed", [one | {"T": USUAL_PROMPT_TOKENS}]),
-        ("prefill", "llm", [one | {"T": prompt, "N": 0, "N+T": prompt}]),
-        ("decode, a token", "llm", [one | {"T": 1, "N": prompt, "N+T": prompt + 1}]),
+        ("prefill", "llm", [one | prefill]),
+        ("decode, a token", "llm", [one | decode]),
         ("mask", "mask_head", [{"n": 1 + budget.crops, "m": 1}]),
     ]
     return [
@@ -329,3 +356,16 @@ def _peak(device: Device, kind: str) -> float:
     if kind in ("int8", "fp8"):
         return device.int8_tops * 1e12 if device.int8_tops else 2 * half
     return half / 2 if kind == "fp32" else half
+
+
+def graph_ms(
+    bundle: Bundle, graph: str, precision: str, sizes: Mapping[str, int], device: Device
+) -> float:
+    """The roofline's milliseconds of one run of a graph on a device.
+
+    Raises:
+        BundleError, MissingExtraError.
+    """
+    time = _time(graph, [_cost(bundle, graph, precision, sizes)], device, 1.0)
+    assert time.ms is not None  # a device was given
+    return time.ms

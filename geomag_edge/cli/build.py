@@ -14,6 +14,7 @@ from geomag_edge.cli.console import print_json, steps, table
 from geomag_edge.cli.targets import add_catalog_argument
 from geomag_edge.errors import FitError, MissingExtraError
 from geomag_edge.graphs import CHAIN
+from geomag_edge.runtime.tensorrt.profiles import CACHES
 from geomag_edge.targets import Target, load_catalog
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stripped", action="store_true",
         help="engines without weights; the runtime refits them from the ONNX files",
     )  # fmt: skip
+    parser.add_argument(
+        "--cache", choices=CACHES, default=CACHES[0],
+        help="the language model's cache: growing by concatenation (default), or fixed: full "
+        "length from the start, updated in place, so that decode steps replay as CUDA graphs",
+    )  # fmt: skip
     add_catalog_argument(parser)
 
 
@@ -90,7 +96,7 @@ def execute(args: argparse.Namespace) -> None:
 
     fit = None
     try:
-        fit = fit_bundle(bundle, target, precision, device, args.watts, args.budget)
+        fit = fit_bundle(bundle, target, precision, device, args.watts, args.budget, args.cache)
     except MissingExtraError as e:
         if args.check_only or device is not None:
             raise
@@ -108,9 +114,10 @@ def execute(args: argparse.Namespace) -> None:
         sm=(device.sm,) if device is not None and target.flavour == "tensorrt_rtx" else (),
         version_compatible=args.version_compatible,
         stripped=args.stripped,
+        cache=args.cache,
     )
     manifest = up_to(bundle.manifest, args.budget) if args.budget else bundle.manifest
-    total = len(plans_of(manifest, target, graphs))
+    total = len(plans_of(manifest, target, graphs, args.cache))
     with steps(total, "build") as progress, _phases() as on_phase:
         record, built = build_bundle(
             bundle, manifest, target, precision, machine, options, graphs,
@@ -146,7 +153,7 @@ def _fit(fit: Fit) -> str:
         for e in fit.engines
     ]
     memory += [
-        ("cache, two buffers", "-", f"{fit.cache_bytes / 1e6:.1f}"),
+        ("cache", "-", f"{fit.cache_bytes / 1e6:.1f}"),
         ("buffers between stages", "-", f"{fit.buffer_bytes / 1e6:.1f}"),
         ("system", "-", f"{fit.system_bytes / 1e6:.1f}"),
     ]

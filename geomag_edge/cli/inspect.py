@@ -7,6 +7,8 @@ from pathlib import Path
 
 from geomag_edge.cli.console import print_json, table
 from geomag_edge.manifest import Bundle
+from geomag_edge.runtime.tensorrt.profiles import GROWING
+from geomag_edge.runtime.tensorrt.record import BuildRecord, load_records
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +53,24 @@ def execute(args: argparse.Namespace) -> None:
     parity = [
         (p, r["engine"], "ok" if r["ok"] else r["first_drift"],
          f"{max(d['relative'] for d in r['graphs']):.1e}")
-        for p, r in manifest.parity.items()
+        for p, found in manifest.parity.items()
+        # one report from export, one for each engine from quantize
+        for r in ([found] if "engine" in found else found.values())
     ]  # fmt: skip
     print(table(("parity", "engine", "verdict", "worst relative error"), parity))
+    if built := load_records(bundle):
+        engines = [
+            (r.target, r.precision, f"{r.flavour} {r.version}", ", ".join(r.loads_on_sm),
+             r.options.get("cache", GROWING), f"{_bytes(r) / 1e6:.1f}")
+            for r in built
+        ]  # fmt: skip
+        print()
+        header = ("engines for", "precision", "built by", "run on sm", "cache", "MB")
+        print(table(header, engines))
+
+
+def _bytes(record: BuildRecord) -> int:
+    return sum(file.bytes for files in record.engines.values() for file in files)
 
 
 def _signature(ports: list[dict]) -> str:

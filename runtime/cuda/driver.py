@@ -59,6 +59,9 @@ class Driver(Protocol):
     def on_device(self, target: int, source: int, n_bytes: int) -> None:
         """Copies within the device."""
 
+    def clear(self, pointer: int, n_bytes: int) -> None:
+        """Fills device memory with zeros."""
+
     def launch(self, kernel: str, blocks: int, threads: int, *arguments: Any) -> None:
         """Launches one of `kernels`; addresses are ints, everything else a ctypes integer."""
 
@@ -182,6 +185,13 @@ class CudaDriver:
         self._check(
             self._driver.cuMemcpyDtoDAsync(target, source, n_bytes, self._stream.handle),
             "copying on the device",
+        )
+
+    def clear(self, pointer: int, n_bytes: int) -> None:
+        """See `Driver`."""
+        self._check(
+            self._driver.cuMemsetD8Async(pointer, 0, n_bytes, self._stream.handle),
+            "clearing memory",
         )
 
     def launch(self, kernel: str, blocks: int, threads: int, *arguments: Any) -> None:

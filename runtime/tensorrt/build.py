@@ -16,7 +16,7 @@ from geomag_edge.errors import EngineError
 from geomag_edge.runtime.tensorrt.flavour import Flavour
 from geomag_edge.runtime.tensorrt.log import BuilderMemory, builder_memory, first_error
 from geomag_edge.runtime.tensorrt.network import Network
-from geomag_edge.runtime.tensorrt.profiles import Profile
+from geomag_edge.runtime.tensorrt.profiles import GROWING, Profile
 
 OnPhase = Callable[[str, int, int], None]
 """Called with a phase of the build, steps done and steps in all."""
@@ -30,11 +30,14 @@ class BuildOptions:
         sm: compute capabilities to build for, where the flavour builds without a GPU.
         version_compatible: engines that later versions of the same major one load too.
         stripped: without weights that the ONNX file can give back (refit at load).
+        cache: of the language model, of `CACHES`: "growing" by concatenation, or of "fixed"
+            capacity and updated in place (`fixed`).
     """
 
     sm: tuple[str, ...] = ()
     version_compatible: bool = False
     stripped: bool = False
+    cache: str = GROWING
 
     def to_json(self) -> dict[str, Any]:
         """The form in build.json."""
@@ -62,6 +65,7 @@ def build_engine(
     options: BuildOptions,
     timing_cache: Path | None = None,
     on_phase: OnPhase | None = None,
+    model: bytes | None = None,
 ) -> Built:
     """Builds one engine.
 
@@ -73,6 +77,7 @@ def build_engine(
         options: see `BuildOptions`.
         timing_cache: read and written where the flavour keeps timings.
         on_phase: progress.
+        model: a form of the file to build instead, whose external data is the file's.
 
     Raises:
         EngineError: the parser or the builder refuses; one line with the cause.
@@ -81,7 +86,7 @@ def build_engine(
     start = time.perf_counter()
     lines: list[str] = []
     with _stdout_kept(lines):
-        network = Network(flavour, path)
+        network = Network(flavour, path, model)
         config = network.builder.create_builder_config()
         flags = _configure(flavour.module, config, options)
         shapes = _add_profiles(network, config, axes, profiles)

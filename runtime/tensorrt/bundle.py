@@ -19,8 +19,9 @@ from geomag_edge.errors import EngineError, InputError, OutputError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Bundle, Manifest, sha256_of
 from geomag_edge.runtime.tensorrt.build import BuildOptions, OnPhase, build_engine
+from geomag_edge.runtime.tensorrt.fixed import check_target, fixed_cache, fixed_ports
 from geomag_edge.runtime.tensorrt.flavour import Flavour, flavour_for
-from geomag_edge.runtime.tensorrt.profiles import Plan, limits_of, plans_of
+from geomag_edge.runtime.tensorrt.profiles import FIXED, Plan, limits_of, plans_of
 from geomag_edge.runtime.tensorrt.record import (
     RECORD,
     BuildRecord,
@@ -74,6 +75,8 @@ def build_bundle(
     flavour = flavour_for(target)
     _check_precision(bundle, target, precision)
     options = options or BuildOptions()
+    if options.cache == FIXED:
+        check_target(target)
     if flavour.name == "tensorrt_rtx" and not options.sm:
         options = replace(options, sm=target.sm_for(precision))
     if flavour.name == "tensorrt" and machine.gpu is None:
@@ -84,7 +87,7 @@ def build_bundle(
     inside = folder_of(target.name, precision)
     old = load_record(bundle, target.name, precision)
     kept = _kept(bundle, manifest, old, flavour, options, target, precision, machine)
-    plans = plans_of(manifest, target, graphs)
+    plans = plans_of(manifest, target, graphs, options.cache)
     todo = [p for p in plans if f"{inside}/{p.stem}.engine" not in kept]
     if old is not None and not todo:
         return old, []
@@ -94,7 +97,10 @@ def build_bundle(
         made: dict[str, EngineFile] = dict(kept)
         for plan in todo:
             progress(f"{plan.stem} ({', '.join(p.name for p in plan.profiles)})")
-            file = _build(bundle, change, plan, flavour, options, precision, machine, on_phase)
+            capacity = limits_of(manifest).capacity
+            file = _build(
+                bundle, change, plan, flavour, options, precision, machine, on_phase, capacity
+            )
             made[file.file] = file
         engines = {
             graph: [f for f in made.values() if _graph_of(f.file) == graph] for graph in CHAIN
@@ -153,7 +159,7 @@ def _kept(
         return {}
     wanted = {
         f"{folder_of(target.name, precision)}/{p.stem}.engine": p
-        for p in plans_of(manifest, target)
+        for p in plans_of(manifest, target, cache=options.cache)
     }
     kept = {}
     for files in old.engines.values():
@@ -186,17 +192,25 @@ def _build(
     precision: str,
     machine: Machine,
     on_phase: OnPhase | None,
+    capacity: int,
 ) -> EngineFile:
     """Builds one engine into the stage."""
     record = bundle.record(plan.graph, precision, FORM)
+    inputs, outputs = record["inputs"], record["outputs"]
+    source = bundle.graph(plan.graph, precision, FORM)
+    model = None
+    if plan.graph == "llm" and options.cache == FIXED:
+        model = fixed_cache(source, capacity)
+        inputs, outputs = fixed_ports(inputs, capacity), fixed_ports(outputs, capacity)
     built = build_engine(
         flavour,
-        bundle.graph(plan.graph, precision, FORM),
-        {p["name"]: p["axes"] for p in record["inputs"]},
+        source,
+        {p["name"]: p["axes"] for p in inputs},
         plan.profiles,
         options,
         timing_cache_of(flavour, machine),
         on_phase,
+        model,
     )
     path = change.stage / f"{plan.stem}.engine"
     try:
@@ -217,8 +231,8 @@ def _build(
         source=_source(bundle, plan.graph, precision),
         profiles=plan.profiles,
         shapes=tuple(built.shapes),
-        inputs=record["inputs"],
-        outputs=record["outputs"],
+        inputs=inputs,
+        outputs=outputs,
         memory=memory,
         layer_precisions=built.layer_precisions,
         warnings=built.warnings,

@@ -2,8 +2,8 @@
 
 Opens engines/<target>/<precision>/ of a bundle, after their sha256 was checked, on one stream, with
 a context for each profile and one activation memory for all of them: they never run at once.
-Calls whose shapes recur are replayed as CUDA graphs (`runtime.cuda.replay`); the LLM's are not,
-because its cache grows and so has another shape at every step.
+Calls whose shapes recur are replayed as CUDA graphs (`runtime.cuda.replay`). The LLM's are if it
+was built with a fixed cache; one that grows has another shape at every step.
 
 State of proof: the logic is tested on a stand-in for TensorRT that executes the graphs with ONNX
 Runtime; names and signatures are those of tensorrt_rtx 1.7 (the API of TensorRT 11) and are checked
@@ -26,9 +26,10 @@ from geomag_edge.runtime.cuda.driver import CudaDriver
 from geomag_edge.runtime.cuda.feeds import on_device
 from geomag_edge.runtime.cuda.replay import Arrays, Replays
 from geomag_edge.runtime.cuda.values import DeviceValues
-from geomag_edge.runtime.tensorrt.cache import GrowingCache
+from geomag_edge.runtime.tensorrt.cache import FixedCache, GrowingCache
 from geomag_edge.runtime.tensorrt.flavour import Flavour, load_flavour
 from geomag_edge.runtime.tensorrt.log import first_error, logger_of
+from geomag_edge.runtime.tensorrt.profiles import FIXED
 from geomag_edge.runtime.tensorrt.record import BuildRecord, EngineFile, load_records
 
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -209,7 +210,9 @@ class TensorRtSession:
             name for name in self._dtypes
             if engine.get_tensor_location(name) == owner.flavour.module.TensorLocation.HOST
         }  # fmt: skip
-        self._cache = self._growing_cache(owner.bundle.manifest.decoder) if graph == "llm" else None
+        self._cache: GrowingCache | FixedCache | None = None
+        if graph == "llm":
+            self._cache = self._new_cache(owner.bundle.manifest.decoder)
         self._works: dict[tuple[str, int], _ProfileWork] = {}
         self._replays: dict[tuple[str, int], Replays] = {}
         built_on = record.built_on.get("gpu")
@@ -230,12 +233,13 @@ class TensorRtSession:
             )
         return engine
 
-    def _growing_cache(self, shape: DecoderShape) -> GrowingCache:
-        present = present_names(shape.layers)
-        return GrowingCache(
-            self._device, present, shape.kv_heads, shape.head_dim,
-            self._owner.record.limits.capacity, self._outputs[present[0]],
-        )  # fmt: skip
+    def _new_cache(self, shape: DecoderShape) -> GrowingCache | FixedCache:
+        """The kind that the engines were built for."""
+        present, record = present_names(shape.layers), self._owner.record
+        size = (shape.kv_heads, shape.head_dim, record.limits.capacity, self._outputs[present[0]])
+        if record.options.get("cache") == FIXED:
+            return FixedCache(self._device, shape.layers, *size)
+        return GrowingCache(self._device, present, *size)
 
     def run(self, feeds: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> dict[str, Any]:
         """See `Session.run`; kept values are `DeviceArray`s, and arrays of other libraries in
@@ -243,6 +247,9 @@ class TensorRtSession:
         after the next one."""
         if self._engines is None:
             raise EngineError(f"the session of {self._graph} is closed")
+        length = None
+        if isinstance(self._cache, FixedCache):
+            feeds, length = self._cache.feeds(feeds)
         on_host = {
             name: np.ascontiguousarray(feeds[name], self._dtypes[name])
             for name in self._on_host & feeds.keys()
@@ -256,7 +263,11 @@ class TensorRtSession:
             each = [self._call(part, on_host, frozenset(self._outputs)) for part in parts]
             outputs = {n: self._device.concat([part[n] for part in each]) for n in self._outputs}
         wanted = {name: value for name, value in outputs.items() if name not in keep}
-        return outputs | self._device.download(wanted) if wanted else dict(outputs)
+        got = self._device.download(wanted) if wanted else {}
+        if isinstance(self._cache, FixedCache):
+            own = self._cache.present.keys() & got.keys()
+            got |= {name: got[name][:, :, :length] for name in own}
+        return {**outputs, **got}
 
     def _parts(self, arrays: Arrays) -> list[Arrays]:
         """The inputs in as many parts as the engines' limits ask for."""
@@ -286,22 +297,27 @@ class TensorRtSession:
             assert self._engines is not None
             engine = self._engines[file.file]
             self._works[key] = _ProfileWork(self._owner, self._graph, engine, index, self._outputs)
-            self._replays[key] = Replays(self._device, self._works[key])
+            in_place: frozenset[str] = frozenset()
+            if isinstance(self._cache, FixedCache):
+                in_place = frozenset([*self._cache.past, *self._cache.present])
+            self._replays[key] = Replays(self._device, self._works[key], in_place)
         work = self._works[key]
         work.on_host = dict(on_host)
         self._owner.log.lines.clear()
-        if self._cache is None and not on_host:
+        if isinstance(self._cache, FixedCache):
+            work.fixed_outputs = self._cache.present
+        if not isinstance(self._cache, GrowingCache) and not on_host:
             return self._replays[key].run(arrays, keep)
-        work.fixed_outputs = {} if self._cache is None else self._present(arrays)
+        if isinstance(self._cache, GrowingCache):
+            work.fixed_outputs = self._present(self._cache, arrays)
         outputs = work.outputs_for(arrays, keep)
         work.enqueue(arrays, outputs, self._device.driver.stream)
         return outputs
 
-    def _present(self, arrays: Arrays) -> Arrays:
-        assert self._cache is not None
+    def _present(self, cache: GrowingCache, arrays: Arrays) -> Arrays:
         layers = self._owner.bundle.manifest.decoder.layers
         past = {name: arrays[name] for name in past_names(layers)}
-        return self._cache.outputs_for(past, arrays["attention_mask"].shape[1])
+        return cache.outputs_for(past, arrays["attention_mask"].shape[1])
 
     def _sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """Sizes of the dynamic axes.
@@ -371,7 +387,9 @@ class _ProfileWork:
 
     def fresh(self) -> _ProfileWork:
         """The same profile with a context of its own: TensorRT wants one for each recording."""
-        return _ProfileWork(*self._made_from)
+        made = _ProfileWork(*self._made_from)
+        made.fixed_outputs = self.fixed_outputs
+        return made
 
     def outputs_for(self, feeds: Arrays, keep: frozenset[str]) -> Arrays:
         """Memory for the outputs of these inputs."""

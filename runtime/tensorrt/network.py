@@ -14,8 +14,13 @@ from geomag_edge.runtime.tensorrt.log import first_error, is_noise, logger_of, t
 class Network:
     """A parsed graph and what must live as long as it does."""
 
-    def __init__(self, flavour: Flavour, path: Path):
+    def __init__(self, flavour: Flavour, path: Path, model: bytes | None = None):
         """Parses a graph.
+
+        Args:
+            flavour: what parses.
+            path: the ONNX file.
+            model: a form of it to parse instead; external data lies beside `path`.
 
         Raises:
             EngineError: the parser refuses; names the graph, the ONNX node and the reason.
@@ -27,7 +32,10 @@ class Network:
         self.network = self.builder.create_network(_creation_flags(module))
         self._parser = module.OnnxParser(self.network, self.logger)
         try:
-            parsed = self._parser.parse_from_file(str(path))
+            if model is None:
+                parsed = self._parser.parse_from_file(str(path))
+            else:
+                parsed = self._parser.parse(model, str(path))
         except Exception as e:  # a binding that raises instead of returning False
             raise EngineError(f"{flavour.name} cannot read {path.name}: {tidy(str(e))}") from e
         if not parsed:

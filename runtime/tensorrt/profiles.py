@@ -27,6 +27,9 @@ ANSWER_TOKENS = 1024
 QUERIES = 8
 """[SEG] masks that one call of the mask head takes; the runtime splits more."""
 
+GROWING, FIXED = CACHES = ("growing", "fixed")
+"""The language model's cache: concatenated to at every step, or of full length and updated."""
+
 Span = tuple[int, int, int]
 """Least, usual, most."""
 
@@ -107,13 +110,16 @@ def limits_of(manifest: Manifest) -> Limits:
     )
 
 
-def profiles_of(manifest: Manifest, many: bool = True) -> dict[str, list[Profile]]:
+def profiles_of(
+    manifest: Manifest, many: bool = True, cache: str = GROWING
+) -> dict[str, list[Profile]]:
     """The profiles of every graph of the chain.
 
     Args:
         manifest: whose budgets, PSC and context decide.
         many: the target takes many profiles an engine. With one an engine, each profile's engine
             holds the weights once more, so the prefill of all levels is one profile there.
+        cache: of `CACHES`; a fixed one's length is no axis.
     """
     limits = limits_of(manifest)
     crops = max((b.crops for b in manifest.budgets.values()), default=0)
@@ -140,6 +146,8 @@ def profiles_of(manifest: Manifest, many: bool = True) -> dict[str, list[Profile
             )
         ],
     }
+    if cache == FIXED:
+        table["llm"] = [_without_length(p) for p in table["llm"]]
     return {name: table[name] for name in CHAIN}
 
 
@@ -152,11 +160,13 @@ class Plan:
     profiles: tuple[Profile, ...]
 
 
-def plans_of(manifest: Manifest, target: Target, graphs: Sequence[str] = CHAIN) -> list[Plan]:
+def plans_of(
+    manifest: Manifest, target: Target, graphs: Sequence[str] = CHAIN, cache: str = GROWING
+) -> list[Plan]:
     """The engines that a target wants: one a graph, or one a profile."""
     many = target.profiles == "many"
     plans = []
-    for graph, profiles in profiles_of(manifest, many).items():
+    for graph, profiles in profiles_of(manifest, many, cache).items():
         if graph not in graphs:
             continue
         if many or len(profiles) == 1:
@@ -222,6 +232,11 @@ def _prefill(manifest: Manifest, limits: Limits, many: bool) -> list[Profile]:
 def _llm(name: str, new: Span, past: Span) -> Profile:
     total = tuple(n + t for n, t in zip(past, new, strict=True))
     return Profile(name, {"B": (1, 1, 1), "T": new, "N": past, "N+T": total})  # type: ignore[dict-item]
+
+
+def _without_length(profile: Profile) -> Profile:
+    """An LLM's profile for a cache whose length never changes."""
+    return Profile(profile.name, {a: s for a, s in profile.axes.items() if a not in ("N", "N+T")})
 
 
 def _span(low: int, usual: int, high: int) -> Span:

@@ -96,6 +96,9 @@ class LateCuda:
     def on_device(self, target, source, n_bytes):
         self.put(lambda: ctypes.memmove(target, source, n_bytes))
 
+    def clear(self, pointer, n_bytes):
+        self.put(lambda: array_at(pointer, n_bytes, np.uint8).fill(0))
+
     def launch(self, kernel, blocks, threads, *arguments):
         self.launched.append(kernel)
         self.put(lambda: KERNELS[kernel](*map(value_of, arguments)))
@@ -236,10 +239,15 @@ class _Severity(enum.Enum):
 class _Engine:
     def __init__(self, outer, log, said):
         self.outer, self.log, self.profiles = outer, log, said["profiles"]
-        self.session = ort.InferenceSession(said["onnx"], providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # ONNX Runtime warns of each cache that it copies
+        self.session = ort.InferenceSession(
+            said["onnx"], options, providers=["CPUExecutionProvider"]
+        )
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.outputs = {o.name: o for o in self.session.get_outputs()}
         self.axes = said["axes"]
+        self.aliases = said.get("aliases", {})
         self.num_io_tensors = len(self.inputs) + len(self.outputs)
         self.known = {}
         self.on_host_names = outer.on_host & self.inputs.keys()
@@ -258,6 +266,9 @@ class _Engine:
 
     def get_tensor_location(self, name):
         return self.outer.TensorLocation["HOST" if name in self.outer.on_host else "DEVICE"]
+
+    def get_aliased_input_tensor(self, name):
+        return self.aliases.get(name)
 
     def get_device_memory_size_for_profile_v2(self, profile):
         return 1000 * (profile + 1)
@@ -338,6 +349,8 @@ class _Context:
         if missing or self.memory is None:
             engine.log.log(_Severity.ERROR, f"no address for {sorted(missing)}")
             return False
+        for output, source in engine.aliases.items():
+            assert addresses[output] == addresses[source], "an updated cache has one address"
         changes, recorded = self.changes, stream == LateCuda.recording_stream
         host = {
             name: array_at(addresses[name], shapes[name], np.int64).copy()
