@@ -209,6 +209,22 @@ def bundle(exported):
 
 
 @pytest.fixture(scope="session")
+def nano(tmp_path_factory):
+    """The folder of the shipped checkpoint's bundle, calibrated on two small scenes; read only."""
+    from geomag_edge.calibration.capture import capture
+    from geomag_edge.calibration.scales import save_scales
+    from geomag_edge.calibration.sets import open_calibration_set
+    from geomag_edge.export.exporter import export_bundle
+    from geomag_edge.manifest import Bundle
+    from geomag_edge.model.presets import shipped_checkpoint
+
+    root = tmp_path_factory.mktemp("nano") / "bundle"
+    export_bundle(shipped_checkpoint("nano"), root)
+    found = capture(Bundle.open(root), open_calibration_set("scenes:1:2:256"), threads=1)
+    return save_scales(Bundle.open(root), found.scales, "mse").root
+
+
+@pytest.fixture(scope="session")
 def manifest(bundle):
     """The parsed manifest of `bundle`."""
     from geomag_edge.manifest import Bundle

@@ -39,18 +39,6 @@ def fresh(calibrated, tmp_path):
     return Bundle.open(shutil.copytree(calibrated, tmp_path / "bundle"))
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The shipped checkpoint's bundle with scales; read only."""
-    from geomag_edge.export.exporter import export_bundle
-    from geomag_edge.model.presets import shipped_checkpoint
-
-    root = tmp_path_factory.mktemp("trained") / "nano"
-    export_bundle(shipped_checkpoint("nano"), root)
-    found = capture(Bundle.open(root), open_calibration_set("scenes:1:2:256"), threads=1)
-    return save_scales(Bundle.open(root), found.scales, "mse").root
-
-
 @pytest.mark.parametrize("recipe", list(recipes.RECIPES))
 def test_every_recipe_runs_and_stays_near_float32(fresh, recipe):
     result = quantize(fresh, recipe, None, Gate(), threads=1)
@@ -144,13 +132,13 @@ def test_a_slim_bundle_is_not_written_over_something_else(fresh, tmp_path):
     assert (tmp_path / "slim" / "mine.txt").read_text() == "precious"
 
 
-def test_a_trained_model_is_not_kept_unjudged(trained):
+def test_a_trained_model_is_not_kept_unjudged(nano):
     with pytest.raises(InputError, match="--data"):
-        quantize(Bundle.open(trained), "fp16", None, Gate(), threads=1)
+        quantize(Bundle.open(nano), "fp16", None, Gate(), threads=1)
 
 
-def test_half_passes_the_gate(trained, tmp_path):
-    root = shutil.copytree(trained, tmp_path / "nano")
+def test_half_passes_the_gate(nano, tmp_path):
+    root = shutil.copytree(nano, tmp_path / "nano")
     data = open_dataset("scenes:8:10:256")
     result = quantize(Bundle.open(root), "fp16", data, Gate(), threads=1)
     verdict = result.verdicts["ort-cpu"]
@@ -190,9 +178,9 @@ def quantize_what_must_stay_wide(source):
 
 
 def test_a_recipe_that_quantises_residuals_and_norms_is_caught_and_blamed(
-    trained, tmp_path, monkeypatch
+    nano, tmp_path, monkeypatch
 ):
-    root = shutil.copytree(trained, tmp_path / "nano")
+    root = shutil.copytree(nano, tmp_path / "nano")
     form = recipes.Forms((quantize_what_must_stay_wide,))
     broken = {"encoder": form, "llm": form}
     monkeypatch.setitem(recipes.RECIPES, "int8", broken)

@@ -331,27 +331,3 @@ def test_int8_graphs_build_and_multiply_in_int8(narrow):
     for name in ("encoder", "llm", "mask_head"):
         assert record.engines[name][0].layer_precisions["INT8"] > 0
         assert record.engines[name][0].inputs[0]["dtype"] == "float16"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_nano_builds_for_every_gpu_of_the_target(precision, tmp_path):
-    from geomag_edge.amend import amended
-    from geomag_edge.calibration.capture import capture
-    from geomag_edge.calibration.quantize import write_graphs
-    from geomag_edge.calibration.scales import save_scales
-    from geomag_edge.calibration.sets import open_calibration_set
-    from geomag_edge.export.exporter import export_bundle
-    from geomag_edge.model.presets import shipped_checkpoint
-
-    root = tmp_path / "nano"
-    export_bundle(shipped_checkpoint("nano"), root)
-    bundle = Bundle.open(root)
-    if precision == "int8":
-        found = capture(bundle, open_calibration_set("scenes:1:2:256"), threads=1)
-        bundle = save_scales(bundle, found.scales, "mse")
-    with amended(bundle, f"onnx/{precision}") as change:
-        write_graphs(change, precision)
-    record, names = build(root, precision=precision, options=None)
-    assert len(names) == len(CHAIN)
-    assert record.loads_on_sm == list(RTX.sm)
