@@ -9,7 +9,8 @@ Parts, each of which runs if it can and else is recorded with the reason why not
   device's own copies within its memory, and torch on the same GPU;
 - for `ort-cuda`, `tensorrt` and `tensorrt-rtx`: every graph on the bundle's reference inputs, the
   chain's answers beside those of `ort-cpu`, what was copied to the host, how many calls CUDA graphs
-  replayed, and each stage's time;
+  replayed, and each stage's time, which for engines is also stored in their build.json, beside the
+  fit check's prediction;
 - one decode step of the bundle's language model in torch on the same GPU, eager and compiled.
 
 What bounds them: PscCrop and a decode step move bytes (pixels and views; weights and cache) and
@@ -46,7 +47,10 @@ from geomag_edge.runtime.engine import GPU_ENGINES
 from geomag_edge.runtime.masks import mask_iou
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.runtime.reference import FILES, Sample, load_reference
+from geomag_edge.runtime.tensorrt.bundle import store_measured
+from geomag_edge.runtime.tensorrt.record import RECORD
 from geomag_edge.runtime.verify import verify
+from geomag_edge.targets.detect import look_around
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -190,13 +194,13 @@ def chain(bundle: Bundle, engine: str, precision: str, rounds: int) -> dict[str,
     samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
     tolerance = TOLERANCES.get(precision, TOLERANCES["fp16"])
     with Pipeline.load(bundle, engine, precision) as ours:
+        opened: Any = ours.chain.engine
         report = verify(ours.chain, samples, tolerance)
         with Pipeline.load(bundle, "ort-cpu", precision) as theirs:
             answers = [_compare(ours, theirs, sample, tolerance) for sample in samples]
         sample = max(samples, key=lambda s: len(s.crop_boxes))
         for _ in range(3):  # compiles, records
             _ask(ours, sample)
-        opened: Any = ours.chain.engine
         opened.device.to_host_bytes.clear()
         runs = [_ask(ours, sample) for _ in range(rounds)]
         copied = {name: n // rounds for name, n in opened.device.to_host_bytes.items()}
@@ -204,6 +208,8 @@ def chain(bundle: Bundle, engine: str, precision: str, rounds: int) -> dict[str,
             graph: sum(r.replayed for r in getattr(session, "_replays", {}).values())
             for graph, session in ours.chain.sessions.items()
         }
+        by_budget = {s.budget: _stages_ms(ours, s, rounds) for s in samples}
+        stored = _store(bundle, opened, by_budget)
     wrong = [a["wrong"] for a in answers if a["wrong"]]
     if not report.ok:
         wrong.append(str(report.first_drift))
@@ -221,9 +227,37 @@ def chain(bundle: Bundle, engine: str, precision: str, rounds: int) -> dict[str,
         "cuda_graphs_replayed": replayed,
         "budget": sample.budget,
         "stages_ms": stages,
+        "stages_ms_by_budget": by_budget,
+        "stored_in": stored,
         "decode_step_ms": stages["decode"] / steps,
         "decode_steps": steps,
     }
+
+
+def _stages_ms(pipe: Pipeline, sample: Sample, rounds: int) -> dict[str, float]:
+    """Each stage's median time, by the fit check's names."""
+    runs = [_ask(pipe, sample) for _ in range(rounds)]
+    found = {stage: median(r.timings_ms[stage] for r in runs) for stage in runs[0].timings_ms}
+    found["decode, a token"] = found.pop("decode") / max(1, runs[0].decode_steps)
+    return found
+
+
+def _store(bundle: Bundle, engine: Any, by_budget: dict[str, dict[str, float]]) -> str | None:
+    """Puts times beside the fit check's prediction, if built engines were measured; where."""
+    record = getattr(engine, "record", None)
+    if record is None:
+        return None
+    entry = {
+        "gpu": engine.device.driver.name,
+        "power_mode": look_around().power_mode,
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "stages_ms": by_budget,
+    }
+    try:
+        store_measured(Bundle.open(bundle.root), record, entry)
+    except GeoMagError as e:  # a bundle may be read-only; the report has the times
+        return first_line(e)
+    return f"{record.folder}/{RECORD}"
 
 
 def _ask(pipe: Pipeline, sample: Sample) -> Result:

@@ -129,6 +129,8 @@ def execute(args: argparse.Namespace) -> None:
         )
         return
     print(_engines(record))
+    if record.measured:
+        print("\n" + _measured(record) + "\n")
     if not built:
         print(f"nothing changed since {record.folder} was built")
     else:
@@ -189,6 +191,21 @@ def _engines(record: BuildRecord) -> str:
             )
     header = ("graph", "profiles", "engine MB", "weights MB", "activations MB", "layers", "s")
     return table(header, rows)
+
+
+def _measured(record: BuildRecord) -> str:
+    """What GPUs took, beside the least that was predicted."""
+    rows: list[tuple[Any, ...]] = []
+    least = (record.fit or {}).get("stages", {})
+    for entry in record.measured:
+        where = " ".join(str(x) for x in (entry["gpu"], entry["power_mode"]) if x)
+        for budget, stages in entry["stages_ms"].items():
+            predicted = {s["stage"]: s["ms"] for s in least.get(budget, [])}
+            for stage, ms in stages.items():
+                guess = predicted.get(stage)
+                shown = "-" if guess is None else f"{guess:.2f}"
+                rows.append((where, budget, stage, f"{ms:.2f}", shown))
+    return table(("measured on", "budget", "stage", "ms", "least ms"), rows)
 
 
 @contextmanager

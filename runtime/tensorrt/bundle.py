@@ -125,9 +125,39 @@ def build_bundle(
             build_s=round(time.perf_counter() - start, 2),
             peak_rss_bytes=peak_rss_bytes(),
         )
-        text = json.dumps(record.to_json(), indent=1) + "\n"
-        (change.stage / RECORD).write_text(text, encoding="utf-8")
+        _write(change, record)
     return record, [f"{inside}/{p.stem}.engine" for p in todo]
+
+
+def store_measured(bundle: Bundle, record: BuildRecord, measured: dict[str, Any]) -> BuildRecord:
+    """Keeps in build.json what a GPU took, beside what was predicted, until a new build.
+
+    Args:
+        bundle: is changed on disk.
+        record: of the engines that were measured.
+        measured: an entry of `BuildRecord.measured`; takes the place of the same GPU's and mode's.
+
+    Raises:
+        OutputError: the bundle cannot be written.
+        BundleError: an engine is not what was built.
+    """
+
+    def who(entry: dict[str, Any]) -> tuple[Any, Any]:
+        return entry["gpu"], entry["power_mode"]
+
+    others = [m for m in record.measured if who(m) != who(measured)]
+    record = replace(record, measured=[*others, measured])
+    with amended(bundle, record.folder) as change:
+        for files in record.engines.values():
+            for file in files:
+                _same_file(bundle.file(file.file), change.stage / Path(file.file).name)
+        _write(change, record)
+    return record
+
+
+def _write(change: Amendment, record: BuildRecord) -> None:
+    text = json.dumps(record.to_json(), indent=1) + "\n"
+    (change.stage / RECORD).write_text(text, encoding="utf-8")
 
 
 def _check_precision(bundle: Bundle, target: Target, precision: str) -> None:

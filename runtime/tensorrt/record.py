@@ -123,6 +123,8 @@ class BuildRecord:
         engines: graph -> its engines, one for each profile or one for all.
         fit: the prediction, beside which `memory` of each engine stands.
         build_s, peak_rss_bytes: the last build's time, and the process's peak memory.
+        measured: what GPUs took in fact, one entry a GPU and power mode: `gpu`, `power_mode`,
+            `when`, `stages_ms` (budget -> stage -> ms, named as in `fit`).
     """
 
     target: str
@@ -138,6 +140,7 @@ class BuildRecord:
     build_s: float = 0.0
     peak_rss_bytes: int = 0
     notes: list[str] = field(default_factory=list)
+    measured: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def folder(self) -> str:
@@ -208,6 +211,7 @@ class BuildRecord:
                 build_s=float(data["build_s"]),
                 peak_rss_bytes=int(data["peak_rss_bytes"]),
                 notes=list(data["notes"]),
+                measured=[dict(m) for m in data.get("measured", [])],
             )
         except BundleError:
             raise

@@ -3,6 +3,7 @@ logic, from which nothing is claimed of speed.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -136,3 +137,30 @@ def test_parts_that_fail_do_not_hide_each_other():
     assert gpu_check.ran(cannot) == {"ran": False, "reason": "no such thing"}
     assert gpu_check.ran(crashes) == {"ran": True, "ok": False, "error": "RuntimeError: boom"}
     assert gpu_check.ran(lambda: {"x": 1}) == {"ran": True, "ok": True, "x": 1}
+
+
+def test_times_are_stored_beside_the_prediction(exported, tmp_path, capsys):
+    pytest.importorskip("tensorrt_rtx")
+    from geomag_edge.cli.main import main
+    from geomag_edge.runtime.tensorrt.bundle import store_measured
+    from geomag_edge.runtime.tensorrt.record import load_record
+
+    root = shutil.copytree(exported(dtype="fp16").bundle, tmp_path / "bundle")
+    arguments = ["build", str(root), "--target", "tensorrt-rtx", "--graph", "embed"]
+    main([*arguments, "--device", "l4"])
+    for ms in (1.25, 2.5):  # the second takes the first one's place
+        bundle = Bundle.open(root)
+        entry = {
+            "gpu": "L4", "power_mode": None, "when": "2026-01-01",
+            "stages_ms": {"pixel": {"encode": ms, "total": 9.0}},
+        }  # fmt: skip
+        store_measured(bundle, load_record(bundle, "tensorrt-rtx", "fp16"), entry)
+    capsys.readouterr()
+    main([*arguments, "--device", "l4"])
+    said = capsys.readouterr().out
+    [line] = [x for x in said.splitlines() if "encode" in x]
+    assert "2.50" in line
+    stages = load_record(Bundle.open(root), "tensorrt-rtx", "fp16").fit["stages"]["pixel"]
+    [predicted] = [s["ms"] for s in stages if s["stage"] == "encode"]
+    assert line.split()[-1] == f"{predicted:.2f}"
+    assert "nothing changed" in said

@@ -194,6 +194,12 @@ def test_no_array_comes_to_the_host_between_stages(engines, device, make_tensorr
         "token", "mask_logits", "quality", "granularity", "boxes", "scores", "relevance",
     }  # fmt: skip
     assert device.to_host_bytes["token"] == 8 * (result.decode_steps + 1)
+    # And to the device only what the host knows: the image, the prompt, boxes and lengths.
+    assert set(device.to_device_bytes) <= {
+        "image", "prompt_ids", "view_box", "image_shape", "pooling", "positions", "input_ids",
+        "attention_mask", "position_ids",
+    }  # fmt: skip
+    assert device.to_device_bytes["image"] == picture.nbytes
 
 
 def test_the_cache_is_two_halves_and_no_more(engines, device, make_tensorrt):

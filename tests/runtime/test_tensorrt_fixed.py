@@ -26,7 +26,7 @@ from geomag_edge.runtime.tensorrt.bundle import build_bundle
 from geomag_edge.runtime.tensorrt.engine import TensorRtEngine
 from geomag_edge.runtime.tensorrt.fixed import check_target, fixed_cache, fixed_ports
 from geomag_edge.runtime.tensorrt.profiles import limits_of, profiles_of
-from geomag_edge.runtime.tensorrt.record import BuildRecord, EngineFile
+from geomag_edge.runtime.tensorrt.record import BuildRecord, EngineFile, load_record
 from geomag_edge.runtime.verify import verify
 from geomag_edge.targets import find_target
 from geomag_edge.targets.detect import Machine
@@ -266,7 +266,8 @@ def test_answers_are_those_of_the_growing_cache_and_decoding_is_replayed(
                 assert np.mean(np.asarray(one) != np.asarray(other)) < 1e-3
         llm = pipe.chain.sessions["llm"]
         assert sum(r.replayed for r in llm._replays.values()) > 5
-    assert not set(device.to_host_bytes) & {*present_names(9), *past_names(9)}
+    cache = {*present_names(9), *past_names(9)}
+    assert not cache & {*device.to_host_bytes, *device.to_device_bytes}
 
 
 def test_every_graph_answers_the_reference_inputs(open_on, device, engines):
@@ -325,3 +326,17 @@ def test_a_full_cache_and_a_past_of_another_length_are_refused(open_on, device, 
         llm.run(feeds | {"attention_mask": np.ones((1, 5), np.int64)})
     with pytest.raises(EngineError, match="needs the input 'attention_mask'"):
         llm.run({k: v for k, v in feeds.items() if k != "attention_mask"})
+
+
+def test_gpu_check_stores_its_times_with_the_engines(engines, device, make_tensorrt, tmp_path):
+    from geomag_edge.benchmarks.gpu_check import _store
+
+    bundle = Bundle.open(shutil.copytree(engines.root, tmp_path / "bundle"))
+    flavour = make_tensorrt(device.driver)
+    engine = TensorRtEngine("tensorrt-rtx", bundle, "fp32", device, flavour)
+    times = {"pixel": {"encode": 1.5, "decode, a token": 0.2}}
+    assert _store(bundle, engine, times) == f"{PLACE}/build.json"
+    [entry] = load_record(Bundle.open(bundle.root), "tensorrt-rtx", "fp32").measured
+    assert (entry["gpu"], entry["stages_ms"]) == ("stand-in", times)
+    again = Bundle.open(bundle.root)
+    assert all(again.file(f.file) for fs in engine.record.engines.values() for f in fs)
