@@ -48,19 +48,20 @@ def percentiles(values: Iterable[float]) -> dict[str, float]:
     return {"p50": float(np.median(listed)), "p90": p90, "p99": p99}
 
 
-def ratio(slow: Sequence[float], fast: Sequence[float], resamples: int = 2000) -> dict[str, float]:
+def ratio(
+    slow: Sequence[float], fast: Sequence[float], paired: bool = True, resamples: int = 2000
+) -> dict[str, float]:
     """How many times longer `slow` takes than `fast`: ratio of medians, 95 % bootstrap interval.
 
-    Rounds are drawn in pairs where both have as many, as interleaved rounds share their noise.
-
     Args:
-        slow, fast: times of interleaved rounds, in any one unit.
+        slow, fast: times of rounds, in any one unit.
+        paired: the rounds were interleaved, so that equal ones share their noise; as many of both.
         resamples: of the bootstrap.
     """
     a, b = np.asarray(slow, np.float64), np.asarray(fast, np.float64)
     rng = np.random.default_rng(0)
     picks_a = rng.integers(len(a), size=(resamples, len(a)))
-    picks_b = picks_a if len(a) == len(b) else rng.integers(len(b), size=(resamples, len(b)))
+    picks_b = picks_a if paired else rng.integers(len(b), size=(resamples, len(b)))
     ratios = np.median(a[picks_a], 1) / np.median(b[picks_b], 1)
     low, high = np.percentile(ratios, [2.5, 97.5]).tolist()
     return {"ratio": float(np.median(a) / np.median(b)), "low": low, "high": high}

@@ -47,7 +47,7 @@ def evaluate(
         progress(picture.name)
         with pipe.open(picture.image) as session:
             for item in picture.items:
-                result = session.ask(_prompt(item, session), budget, max_new_tokens)
+                result = session.ask(prompt_of(item, session), budget, max_new_tokens)
                 records.append(weigh(picture.name, item, result, session, manifest.view.view_px))
                 for stage, ms in result.timings_ms.items():
                     times[stage].append(ms)
@@ -67,7 +67,8 @@ def evaluate(
     )
 
 
-def _prompt(item: Item, session: SceneSession) -> str:
+def prompt_of(item: Item, session: SceneSession) -> str:
+    """What is asked: the prompt, with its box written out if the item describes one."""
     if not item.describes_box:
         return item.prompt
     return prompt_with_box(item.prompt, item.boxes[0], session.scene.height, session.scene.width)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from geomag_edge.errors import DatasetError, OutputError
+from geomag_edge.staging import write_whole
 
 from . import bootstrap
 from .records import ALL, Record, Sums
@@ -179,17 +179,4 @@ def write_report(path: Path, data: dict[str, Any]) -> None:
         OutputError: cannot be written.
     """
     check_place(path)
-    part: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        part = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1, allow_nan=False)
-            file.write("\n")
-        part.chmod(0o644)
-        part.replace(path)
-    except OSError as e:
-        raise OutputError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
+    write_whole(path, json.dumps(data, indent=1, allow_nan=False) + "\n")

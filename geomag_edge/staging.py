@@ -1,4 +1,4 @@
-"""Writing a folder so that it is there whole or not at all."""
+"""Writing a folder, or a file, so that it is there whole or not at all."""
 
 from __future__ import annotations
 
@@ -76,3 +76,24 @@ def swap(stage: Path, out: Path) -> None:
         if not out.exists():
             (old / "was").rename(out)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file under its name only once it is whole; an older one is replaced.
+
+    Raises:
+        OutputError: cannot be written.
+    """
+    part: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        part = Path(name)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        part.chmod(0o644)
+        part.replace(path)
+    except OSError as e:
+        raise OutputError(f"cannot write {path}: {e.strerror or e}") from e
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)

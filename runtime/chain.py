@@ -19,6 +19,7 @@ from geomag_edge.errors import EngineError, PromptError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Manifest
 from geomag_edge.prompts import PromptCoder, boxes_in
+from geomag_edge.runtime.deadline import Deadline
 from geomag_edge.runtime.decode import Decoded, decode_greedily
 from geomag_edge.runtime.engine import Engine, Session
 from geomag_edge.runtime.masks import Mask
@@ -46,6 +47,13 @@ class Views:
     embeds: Any
     features: Any
 
+    def first(self, count: int) -> Views:
+        """The first so many views."""
+        if count >= len(self.boxes):
+            return self
+        parts = (self.boxes, self.tokens, self.embeds, self.features)
+        return Views(*(part[:count] for part in parts))
+
 
 @dataclass
 class Result:
@@ -61,10 +69,11 @@ class Result:
         relevance: f32[G,G] over the centred square of the image's longer side (`view_box`).
         crop_boxes: f32[k,4] px, what PSC magnified, coarse levels first.
         token_ids: the answer's ids.
-        stopped: "end" or "length".
+        stopped: "end", "length" or "deadline".
         timings_ms: time of each stage, and `total`.
         providers: what ran each graph.
         notes: plain remarks on how the input was read.
+        deadline: planned against actual and what was given up, where a latency was asked for.
     """
 
     prompt: str
@@ -86,6 +95,7 @@ class Result:
     precision: str
     providers: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    deadline: dict[str, Any] | None = None
 
 
 class Stopwatch:
@@ -209,6 +219,7 @@ class SceneSession:
         max_new_tokens: int = 64,
         answer_prefix: str = "",
         on_text: Callable[[str], None] | None = None,
+        deadline: Deadline | None = None,
     ) -> Result:
         """Answers one prompt about the image.
 
@@ -220,6 +231,7 @@ class SceneSession:
             answer_prefix: the answer's forced start, markup allowed ("[SEG]" asks for a mask
                 whatever the model would say).
             on_text: called with each new piece of the answer's text.
+            deadline: chooses the budget, and gives up crops and words rather than be late.
 
         Raises:
             PromptError: empty, or too long for the model with this budget.
@@ -251,20 +263,27 @@ class SceneSession:
             seen = chain.select(whole, 0, prompt_ids, scene)
         odds = _softmax(seen["granularity"][0].astype(np.float64))
         level = LEVELS[int(odds.argmax())]
-        chosen = self._budget(budget, level)
-        length = len(before) + chosen.visual_tokens + len(after) + len(prefix)
+        text_tokens = len(before) + len(after) + len(prefix)
+        if deadline is None:
+            chosen = self._budget(budget, level)
+        else:
+            deadline.saw_crop(watch.ms.get("crop", 0.0))
+            chosen = deadline.plan(level, self.levels, text_tokens)
+        length = text_tokens + chosen.visual_tokens
         if length >= settings.context:
             raise PromptError(
                 f"the prompt needs {length} positions with budget {chosen}, the model has "
                 f"{settings.context}: shorten the prompt or give a smaller budget"
             )
-        crop_boxes, crop_scores = self._crops(seen, chosen, prompt_ids, watch)
+        crop_boxes, crop_scores = self._crops(seen, chosen, prompt_ids, watch, deadline)
         crops = self.views(crop_boxes, watch) if len(crop_boxes) else None
+        if deadline is not None:
+            chosen = deadline.tokens(len(crop_boxes))
 
         with watch("project"):
             visual = chain.project(whole, chosen.global_grid, scene)
-            if crops is not None:
-                more = chain.project(crops, chosen.crop_grid, scene)
+            if crops is not None and chosen.crops:
+                more = chain.project(crops.first(chosen.crops), chosen.crop_grid, scene)
                 visual = chain.values.concat([visual, more])
         stream = _streamer(coder, on_text)
         decoded = decode_greedily(
@@ -273,6 +292,7 @@ class SceneSession:
             settings.seg_token_id, settings.eos_token_ids,
             min(max_new_tokens, settings.context - length),
             on_ids=stream, values=chain.values,
+            **({} if deadline is None else {"go_on": deadline.pace(1 + len(crop_boxes))}),
         )  # fmt: skip
         if stream:
             stream(decoded.ids, last=True)
@@ -283,10 +303,18 @@ class SceneSession:
         timings_ms = before_mask | {"prefill": decoded.prefill_ms, "decode": decoded.decode_ms}
         timings_ms["mask"] = watch.ms["mask"]
         timings_ms["total"] = (time.perf_counter() - start) * 1e3
+        report = None if deadline is None else deadline.closed(chosen, decoded.stopped)
         return self._result(
             prompt, decoded, level, odds, chosen, every, crop_scores, seen["relevance"], masks,
-            timings_ms, notes,
+            timings_ms, notes, report,
         )  # fmt: skip
+
+    @property
+    def levels(self) -> int:
+        """PSC's looks at an image of this size."""
+        view, scene = self.chain.manifest.view, self.scene
+        psc = self.chain.manifest.psc
+        return useful_levels(scene.height, scene.width, view.view_px, view.grid, psc)
 
     def _budget(self, wanted: str | int | TokenBudget | None, level: str) -> TokenBudget:
         manifest = self.chain.manifest
@@ -299,26 +327,40 @@ class SceneSession:
         return check_budget(wanted, manifest.view.grid, manifest.psc.max_crops)
 
     def _crops(
-        self, seen: dict[str, NDArray], budget: TokenBudget, prompt_ids: NDArray, watch: Stopwatch
-    ) -> Candidates:
-        psc, view, scene = self.chain.manifest.psc, self.chain.manifest.view, self.scene
+        self, seen: dict[str, NDArray], budget: TokenBudget, prompt_ids: NDArray, watch: Stopwatch,
+        deadline: Deadline | None,
+    ) -> Candidates:  # fmt: skip
+        psc, scene = self.chain.manifest.psc, self.scene
+        nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
         if not budget.crops:
-            return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+            return nothing
 
         def look_again(boxes: F32) -> list[Candidates]:
+            boxes = self._in_time(boxes, deadline, selected=True)
+            if not len(boxes):
+                return [nothing]
             inside = self.views(boxes, watch)
             with watch("select"):
                 looks = [self.chain.select(inside, i, prompt_ids, scene) for i in range(len(boxes))]
             return [(look["boxes"], look["scores"]) for look in looks]
 
-        levels = useful_levels(scene.height, scene.width, view.view_px, view.grid, psc)
         first = (seen["boxes"], seen["scores"])
-        return choose_crops(first, budget.crops, levels, psc.overlap, look_again)
+        boxes, scores = choose_crops(first, budget.crops, self.levels, psc.overlap, look_again)
+        kept = len(self._in_time(boxes, deadline, selected=False))
+        return boxes[:kept], scores[:kept]
+
+    def _in_time(self, boxes: F32, deadline: Deadline | None, selected: bool) -> F32:
+        """The first of the boxes that there is time to encode; known ones cost nothing."""
+        if deadline is None:
+            return boxes
+        new = [i for i, box in enumerate(boxes) if box.tobytes() not in self._known]
+        count = deadline.views(len(new), selected, len(boxes) - len(new))
+        return boxes[: new[count]] if count < len(new) else boxes
 
     def _result(
         self, prompt: str, decoded: Decoded, level: str, odds: NDArray, budget: TokenBudget,
         views: Views, crop_scores: F32, relevance: F32, masks: list[Mask],
-        timings_ms: dict[str, float], notes: list[str],
+        timings_ms: dict[str, float], notes: list[str], deadline: dict[str, Any] | None,
     ) -> Result:  # fmt: skip
         chain = self.chain
         text = chain.coder.decode(decoded.ids)
@@ -342,6 +384,7 @@ class SceneSession:
             precision=chain.engine.precision,
             providers={name: s.provider for name, s in chain.sessions.items()},
             notes=notes,
+            deadline=deadline,
         )
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ class Decoded:
         queries: [m,D], the last hidden state of each [SEG] in the answer, as the engine has it.
         prefill_ms, decode_ms: time of the prompt and of all further steps.
         steps: decode steps taken.
-        stopped: "end" (the model ended its answer) or "length".
+        stopped: "end" (the model ended its answer), "length" or "deadline".
     """
 
     ids: list[int]
@@ -47,6 +47,7 @@ def decode_greedily(
     max_new_tokens: int,
     on_ids: Callable[[list[int]], None] | None = None,
     values: Values = HOST,
+    go_on: Callable[[int, bool], bool] = lambda past, closing: True,
 ) -> Decoded:
     """One answer.
 
@@ -60,6 +61,8 @@ def decode_greedily(
         max_new_tokens: at most so many ids after the prefix.
         on_ids: called with all answer ids so far after each new one.
         values: how the engine's arrays are joined and read.
+        go_on: asked before each step, with the tokens so far and whether only a [SEG] awaits it,
+            whether there is time for it.
     """
 
     def embedded(input_ids: Any) -> Any:
@@ -101,6 +104,9 @@ def decode_greedily(
             on_ids(ids)
         if made + 1 == max_new_tokens and token != seg_token_id:
             break  # nothing would read this step's outputs
+        if not go_on(length, token == seg_token_id):
+            stopped = "deadline"
+            break
         out = llm.run(
             {
                 "inputs_embeds": embedded(input_ids),

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from geomag_edge.budgets import TokenBudget
+from geomag_edge.errors import BudgetError
 from geomag_edge.manifest import Bundle
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.chain import Chain, Result, SceneSession
+from geomag_edge.runtime.deadline import Deadline
 from geomag_edge.runtime.engine import Engine, default_precision, open_engine
+from geomag_edge.runtime.planner import Planner, check_latency
 from geomag_edge.runtime.scene import Scene
 
 
@@ -24,8 +27,16 @@ class Pipeline:
     A pipeline owns its engine's memory: close it, or use it as a context manager.
     """
 
-    def __init__(self, bundle: Bundle, chain: Chain):
+    def __init__(
+        self,
+        bundle: Bundle,
+        chain: Chain,
+        threads: int | None = None,
+        latency_ms: float | None = None,
+    ):
         self.bundle, self.chain = bundle, chain
+        self.threads, self.latency_ms = threads, latency_ms
+        self._planner: Planner | None = None
 
     @classmethod
     def load(
@@ -35,14 +46,16 @@ class Pipeline:
         precision: str | None = None,
         threads: int | None = None,
         checkpoint: str | Path | None = None,
+        latency_ms: float | None = None,
     ) -> Pipeline:
         """Opens a bundle on an engine; see `open_engine` for the arguments.
 
         Without a precision it is fp32, or the bundle's only one. An engine that is already open
-        on the bundle is taken as it is, and becomes the pipeline's to close.
+        on the bundle is taken as it is, and becomes the pipeline's to close. With `latency_ms`
+        every answer keeps to that time unless it is asked otherwise; see `planner`.
 
         Raises:
-            BundleError, EngineError, CheckpointError, MissingExtraError.
+            BudgetError, BundleError, EngineError, CheckpointError, MissingExtraError.
         """
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(bundle)
@@ -52,7 +65,27 @@ class Pipeline:
         if isinstance(engine, str):
             precision = precision or default_precision(bundle)
             engine = open_engine(engine, bundle, precision, threads, checkpoint)
-        return cls(bundle, Chain(engine, bundle.manifest, coder))
+        pipe = cls(bundle, Chain(engine, bundle.manifest, coder), threads, latency_ms)
+        if latency_ms is not None:
+            try:
+                check_latency(latency_ms)
+                pipe.planner()
+            except BaseException:
+                pipe.close()
+                raise
+        return pipe
+
+    def planner(self, progress: Callable[[str], None] = lambda step: None) -> Planner:
+        """Chooses budgets for a time. The first call measures this machine if no earlier run has.
+
+        Args:
+            progress: called with a stage's name as its measurement begins.
+        """
+        if self._planner is None:
+            from geomag_edge.runtime.probe import model_of
+
+            self._planner = Planner.of(self.bundle, model_of(self, self.threads, False, progress))
+        return self._planner
 
     def open(
         self,
@@ -82,10 +115,36 @@ class Pipeline:
         on_text: Callable[[str], None] | None = None,
         bands: Sequence[int] | None = None,
         value_range: tuple[float, float] | None = None,
+        latency_ms: float | None = None,
     ) -> Result:
-        """Answers one prompt about one image; see `SceneSession.ask` and `open`."""
+        """Answers one prompt about one image; see `SceneSession.ask` and `open`.
+
+        With `latency_ms` (or the pipeline's own, where no budget is given) the clock starts here:
+        opening the image counts, pasting masks into its frame, which is done on demand, does not.
+
+        Raises:
+            BudgetError: a budget and a time, or no positive time.
+        """
+        deadline = self.deadline(budget, latency_ms)
         with self.open(image, bands, value_range) as session:
-            return session.ask(prompt, budget, max_new_tokens, answer_prefix, on_text)
+            return session.ask(prompt, budget, max_new_tokens, answer_prefix, on_text, deadline)
+
+    def deadline(
+        self, budget: str | int | TokenBudget | None = None, latency_ms: float | None = None
+    ) -> Deadline | None:
+        """A deadline that starts now, or None where no time was asked for.
+
+        Args:
+            budget: what else was asked for.
+            latency_ms: None is the pipeline's own, unless a budget is given.
+        """
+        if latency_ms is None and budget is None:
+            latency_ms = self.latency_ms
+        if latency_ms is None:
+            return None
+        if budget is not None:
+            raise BudgetError("a budget and a latency exclude each other: give one of them")
+        return Deadline(self.planner(), latency_ms)
 
     def close(self) -> None:
         """Frees the engine."""

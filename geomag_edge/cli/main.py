@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from geomag_edge import __version__
 from geomag_edge.cli import (
+    bench,
     build,
     calibrate,
     compose,
@@ -20,6 +21,7 @@ from geomag_edge.cli import (
     eval,
     export,
     inspect,
+    plan,
     quantize,
     quickstart,
     run,
@@ -41,6 +43,8 @@ COMMANDS = (
     quantize,
     targets,
     build,
+    bench,
+    plan,
     inspect,
     doctor,
 )

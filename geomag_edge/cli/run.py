@@ -13,6 +13,7 @@ from geomag_edge.manifest import Bundle
 
 if TYPE_CHECKING:
     from geomag_edge.runtime.chain import Result
+    from geomag_edge.runtime.deadline import Deadline
     from geomag_edge.runtime.pipeline import Pipeline
 
 
@@ -50,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens to spend: a level (image, region, pixel), G+KxC (12+4x8), G alone, or Nt "
         "(200t: at most so many); "
         "default: what the model's router asks for",
+    )  # fmt: skip
+    parser.add_argument(
+        "--latency-ms", type=milliseconds, metavar="L",
+        help="the best budget that answers in this time, from the machine's own measurement (made "
+        "now if there is none); crops and words are given up rather than be late",
     )  # fmt: skip
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
     parser.add_argument(
@@ -90,6 +96,14 @@ def positive(text: str) -> int:
     return value
 
 
+def milliseconds(text: str) -> float:
+    """A time of more than 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 ms")
+    return value
+
+
 def execute(args: argparse.Namespace) -> None:
     """Asks, writes the outputs, prints the answer."""
     if args.output and args.output.exists() and not args.output.is_dir():
@@ -97,23 +111,34 @@ def execute(args: argparse.Namespace) -> None:
     bands = _numbers(args.bands, int, "--bands", (1, 3))
     value_range = _numbers(args.value_range, float, "--range", (2,))
     show = None if args.json else _show
-    with (
-        open_pipeline(args) as pipe,
-        pipe.open(args.image, bands, value_range) as session,
-    ):
-        result = session.ask(
-            args.prompt, args.budget, args.max_new_tokens, args.answer_prefix, show
-        )
-        if not args.json:
-            print()
-        answer = describe(result, args.image)
-        written = write(session, result, answer, args.output) if args.output else {}
+    if args.budget and args.latency_ms:
+        raise InputError("--budget and --latency-ms exclude each other: give one of them")
+    with open_pipeline(args) as pipe:
+        deadline = _deadline(pipe, args)
+        with pipe.open(args.image, bands, value_range) as session:
+            result = session.ask(
+                args.prompt, args.budget, args.max_new_tokens, args.answer_prefix, show, deadline
+            )
+            if not args.json:
+                print()
+            answer = describe(result, args.image)
+            written = write(session, result, answer, args.output) if args.output else {}
     if args.json:
         print_json(answer | {"files": {k: str(v) for k, v in written.items()}})
     else:
         print_answer(answer)
         for name in written.values():
             print(f"  wrote     {name}")
+
+
+def _deadline(pipe: Pipeline, args: argparse.Namespace) -> Deadline | None:
+    """A deadline that starts now; the machine is measured before if it never was."""
+    if args.latency_ms:
+        from geomag_edge.runtime.probe import PARTS
+
+        with steps(PARTS, "measuring this machine") as progress:
+            pipe.planner(progress)
+    return pipe.deadline(args.budget, args.latency_ms)
 
 
 def _show(piece: str) -> None:
@@ -156,7 +181,7 @@ def describe(result: Result, image: Path | str) -> dict[str, Any]:
         "precision": result.precision,
         "providers": result.providers,
         "notes": result.notes,
-    }
+    } | ({"deadline": result.deadline} if result.deadline else {})
 
 
 def write(session: Any, result: Result, answer: dict[str, Any], out: Path) -> dict[str, Path]:
@@ -187,5 +212,25 @@ def print_answer(answer: dict[str, Any]) -> None:
     providers = ", ".join(sorted(set(answer["providers"].values())))
     print(f"  ms        {times}")
     print(f"  engine    {answer['engine']} {answer['precision']} ({providers})")
+    if deadline := answer.get("deadline"):
+        print(f"  deadline  {deadline_text(deadline)}")
     for note in answer["notes"]:
         print(f"  note      {note}")
+
+
+def deadline_text(report: dict[str, Any]) -> str:
+    """Planned against actual, and what was given up, in one line."""
+    parts = [
+        f"{report['actual_ms']:.0f} of {report['latency_ms']:g} ms, planned "
+        f"{report['planned_ms']:.0f} with {report['planned_budget']}",
+        "kept" if report["kept"] else "MISSED",
+    ]
+    if not report["fits"]:
+        parts.append("the cheapest budget does not fit")
+    if report["dropped_crops"]:
+        parts.append(f"{report['dropped_crops']} crops dropped")
+    if report["shortened"]:
+        parts.append("answer cut short")
+    if report["expected_loss"] is not None:
+        parts.append(f"expected loss {report['expected_loss']:.3f}")
+    return ", ".join(parts)
