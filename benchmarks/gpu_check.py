@@ -11,6 +11,7 @@ Parts, each of which runs if it can and else is recorded with the reason why not
   chain's answers beside those of `ort-cpu`, what was copied to the host, how many calls CUDA graphs
   replayed, and each stage's time, which for engines is also stored in their build.json, beside the
   fit check's prediction;
+- the same engines once more, loaded and run by Polygraphy (if installed) instead of our runtime;
 - one decode step of the bundle's language model in torch on the same GPU, eager and compiled.
 
 What bounds them: PscCrop and a decode step move bytes (pixels and views; weights and cache) and
@@ -37,6 +38,7 @@ from typing import Any
 
 import numpy as np
 
+from geomag_edge.benchmarks.gpu_polygraphy import in_a_process
 from geomag_edge.errors import GeoMagError
 from geomag_edge.graphs import TOLERANCES, Tolerance
 from geomag_edge.manifest import Bundle
@@ -48,6 +50,7 @@ from geomag_edge.runtime.masks import mask_iou
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.runtime.reference import FILES, Sample, load_reference
 from geomag_edge.runtime.tensorrt.bundle import store_measured
+from geomag_edge.runtime.tensorrt.engine import FLAVOURS
 from geomag_edge.runtime.tensorrt.record import RECORD
 from geomag_edge.runtime.verify import verify
 from geomag_edge.targets.detect import look_around
@@ -111,6 +114,8 @@ def check(
     }
     for engine in GPU_ENGINES:
         parts[f"chain, {engine}"] = _chain_part(bundle, engine, precision, rounds)
+        if engine in FLAVOURS:
+            parts[f"polygraphy, {engine}"] = _witness_part(bundle, engine, precision)
     parts["decode step, torch on this GPU"] = lambda: torch_decode(bundle, checkpoint, rounds)
     done = {}
     for name, part in parts.items():
@@ -187,6 +192,10 @@ def sanitized() -> dict[str, Any]:
 
 def _chain_part(bundle: Bundle, engine: str, precision: str, rounds: int) -> Part:
     return lambda: chain(bundle, engine, precision, rounds)
+
+
+def _witness_part(bundle: Bundle, engine: str, precision: str) -> Part:
+    return lambda: in_a_process(bundle, engine, precision)
 
 
 def chain(bundle: Bundle, engine: str, precision: str, rounds: int) -> dict[str, Any]:

@@ -3,12 +3,15 @@ and strictly; and what is refused before any of it. Nothing is claimed of speed 
 """
 
 import dataclasses
+import inspect
 import json
 import shutil
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
+from geomag_edge.benchmarks import gpu_polygraphy
 from geomag_edge.errors import BundleError, EngineError, MissingExtraError
 from geomag_edge.graphs import CHAIN, past_names, present_names
 from geomag_edge.manifest import Bundle, sha256_of
@@ -381,3 +384,41 @@ def test_tensorrt_itself_refuses_a_broken_engine_in_one_line(opened, tmp_path, d
 
 def test_the_graphs_that_can_be_opened_are_the_chains():
     assert TensorRtEngine.graphs == CHAIN
+
+
+def by_onnx_runtime(path, profile, feeds):
+    """In Polygraphy's place."""
+    session = ort.InferenceSession(json.loads(path.read_text())["onnx"])
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(None, feeds), strict=True))
+
+
+def test_engines_run_by_another_hand_are_compared_graph_by_graph(opened, tmp_path):
+    bundle = built(opened, tmp_path / "b")
+    for folder in ("onnx", "reference"):
+        shutil.copytree(opened.root / folder, tmp_path / "b" / folder)
+    report = gpu_polygraphy.compared(bundle, "tensorrt-rtx", "fp32", by_onnx_runtime)
+    assert report["ok"], report
+    assert {"llm, decode", "encoder, whole"} <= set(report["relative_error"])
+    assert {name.split(",")[0] for name in report["relative_error"]} == set(CHAIN)
+
+    def broken(path, profile, feeds):
+        made = by_onnx_runtime(path, profile, feeds)
+        return {k: v * np.nan if k == "mask_logits" else v for k, v in made.items()}
+
+    report = gpu_polygraphy.compared(bundle, "tensorrt-rtx", "fp32", broken)
+    assert not report["ok"]
+    assert report["wrong"].startswith("mask_head, masks: inf")
+
+
+def test_polygraphy_has_the_names_that_are_used_and_says_when_it_cannot(opened, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    trt = pytest.importorskip("polygraphy.backend.trt")
+    assert "optimization_profile" in inspect.signature(trt.TrtRunner.__init__).parameters
+    assert "serialized_engine" in inspect.signature(trt.EngineFromBytes.__init__).parameters
+    bundle = built(opened, tmp_path / "b")
+    for folder in ("onnx", "reference"):
+        shutil.copytree(opened.root / folder, tmp_path / "b" / folder)
+    report = gpu_polygraphy.in_a_process(bundle, "tensorrt-rtx", "fp32")  # no real engines
+    assert not report["ok"]
+    assert "\n" not in report["wrong"]
