@@ -70,12 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Checks the fit, builds what changed, prints the engines."""
+    """Checks the target's rules and the fit, builds what changed, prints the engines."""
     from geomag_edge.manifest import Bundle
     from geomag_edge.runtime.fit import fit_bundle
     from geomag_edge.runtime.tensorrt.build import BuildOptions
-    from geomag_edge.runtime.tensorrt.bundle import build_bundle
+    from geomag_edge.runtime.tensorrt.bundle import FORM, build_bundle
     from geomag_edge.runtime.tensorrt.profiles import plans_of, up_to
+    from geomag_edge.targets.check import check_graph
     from geomag_edge.targets.detect import choose_target, look_around
 
     catalog = load_catalog(args.targets_file)
@@ -96,11 +97,13 @@ def execute(args: argparse.Namespace) -> None:
 
     fit = None
     try:
+        for graph in graphs:
+            check_graph(bundle.graph(graph, precision, FORM), target)
         fit = fit_bundle(bundle, target, precision, device, args.watts, args.budget, args.cache)
     except MissingExtraError as e:
         if args.check_only or device is not None:
             raise
-        print(f"build: {e}; going on without it", file=sys.stderr)
+        print(f"build: {e}; going on unchecked", file=sys.stderr)
     if args.check_only and fit is not None:
         if args.json:
             print_json(fit.to_json())

@@ -40,14 +40,21 @@ def test_a_users_device_is_listed_and_checked(command, bundle, tmp_path):
 
 
 def test_a_check_alone_builds_nothing(command, bundle):
-    code, out, _ = command("build", bundle, "--target", "jetpack6", "--check-only",
+    code, out, _ = command("build", bundle, "--target", "jetpack7.2", "--check-only",
                            "--device", "orin-nano-8gb", "--watts", 7)  # fmt: skip
     assert code == 0
     assert "it fits" in out
-    code, out, _ = command("build", bundle, "--target", "jetpack6", "--check-only", "--json")
+    code, out, _ = command("build", bundle, "--target", "jetpack7.2", "--check-only", "--json")
     assert code == 0
     assert json.loads(out)["device"] is None
     assert not (bundle / "engines").exists()
+
+
+def test_what_a_target_refuses_is_known_before_anything_goes_to_the_device(command, bundle):
+    code, _, err = command("build", bundle, "--target", "jetpack6", "--check-only")
+    assert code == 2
+    assert "'jetpack6' cannot take encoder.onnx: node" in err
+    assert "(Attention)" in err
 
 
 @pytest.mark.parametrize(
@@ -83,6 +90,30 @@ def test_build_prints_its_engines_and_skips_what_is_there(command, bundle, tmp_p
     assert report["built"] == []
     assert report["loads_on_sm"] == ["8.9"]
     assert report["fit"]["device"] == "l4"
+
+
+def test_inspect_lists_the_engines_of_a_bundle(command, exported, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    root = shutil.copytree(exported(dtype="fp16").bundle, tmp_path / "bundle")
+    command("build", root, "--target", "tensorrt-rtx", "--graph", "embed", "--device", "l4")
+    code, out, _ = command("inspect", root)
+    assert code == 0
+    line = out.strip().splitlines()[-1].split()
+    assert line[:3] == ["tensorrt-rtx", "fp16", "tensorrt_rtx"]
+    assert {"8.9", "growing"} <= set(line)
+
+
+def test_inspect_reads_the_parity_of_every_engine(command, bundle, tmp_path):
+    root = shutil.copytree(bundle, tmp_path / "bundle")
+    data = json.loads((root / "bundle.json").read_text())
+    report = data["parity"]["fp32"]
+    data["parity"]["int8"] = {"ort-cpu": report, "openvino": report | {"engine": "openvino"}}
+    (root / "bundle.json").write_text(json.dumps(data))
+    code, out, _ = command("inspect", root)
+    assert code == 0
+    assert [x.split()[:2] for x in out.splitlines() if x.startswith("int8 ")] == [
+        ["int8", "ort-cpu"], ["int8", "openvino"]
+    ]  # fmt: skip
 
 
 def test_export_for_an_unknown_target_lists_the_known_ones(command, checkpoint_of, tmp_path):

@@ -21,6 +21,7 @@ from geomag_edge.runtime.tensorrt.log import builder_memory, first_error, tidy
 from geomag_edge.runtime.tensorrt.profiles import Profile, limits_of, profiles_of
 from geomag_edge.runtime.tensorrt.record import load_record, load_records
 from geomag_edge.targets import find_target
+from geomag_edge.targets.check import check_graph
 from geomag_edge.targets.detect import Machine
 
 pytest.importorskip("tensorrt_rtx")
@@ -309,24 +310,30 @@ def test_the_package_imports_without_any_engine():
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
 
 
-@pytest.fixture(scope="module")
-def narrow(bundle, tmp_path_factory):
-    """The tiny bundle with int8 graphs, calibrated on two scenes."""
+def with_int8(source, place):
+    """A copy of a bundle with int8 graphs, calibrated on two scenes."""
     from geomag_edge.amend import amended
     from geomag_edge.calibration.capture import capture
     from geomag_edge.calibration.quantize import write_graphs
     from geomag_edge.calibration.scales import save_scales
     from geomag_edge.calibration.sets import open_calibration_set
 
-    root = shutil.copytree(bundle, tmp_path_factory.mktemp("narrow") / "bundle")
+    root = shutil.copytree(source, place)
     found = capture(Bundle.open(root), open_calibration_set("scenes:1:2:128"), threads=1)
     with amended(save_scales(Bundle.open(root), found.scales, "mse"), "onnx/int8") as change:
         write_graphs(change, "int8")
     return root
 
 
-def test_int8_graphs_build_and_multiply_in_int8(narrow):
-    record, _ = build(narrow, precision="int8")
+@pytest.mark.parametrize("target", ["jetpack6", "jetpack7"])
+def test_int8_graphs_keep_the_rules_of_targets_without_fused_attention(exported, tmp_path, target):
+    opened = Bundle.open(with_int8(exported(opset=20).bundle, tmp_path / "b"))
+    for name in CHAIN:
+        check_graph(opened.graph(name, "int8", "tensorrt"), find_target(target))
+
+
+def test_int8_graphs_build_and_multiply_in_int8(bundle, tmp_path):
+    record, _ = build(with_int8(bundle, tmp_path / "b"), precision="int8")
     assert list(record.engines) == list(CHAIN)
     for name in ("encoder", "llm", "mask_head"):
         assert record.engines[name][0].layer_precisions["INT8"] > 0

@@ -333,8 +333,11 @@ def test_weights_of_a_type_that_a_target_lacks_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("target", "opset"),
-    [("jetpack6", 20), ("jetpack7", 20), ("older", 20), ("tensorrt-rtx", 23), ("jetpack7.2", 23)],
-)
+    [
+        ("jetpack6", 20), ("jetpack7", 20), ("older", 20), ("portable", 23), ("jetpack7.2", 23),
+        ("datacenter", 23), ("tensorrt-rtx", 23),
+    ],
+)  # fmt: skip
 def test_every_graph_of_the_chain_passes_its_targets_rules(exported, target, opset):
     assert find_target(target).opset == opset
     made = exported(opset=opset, dtype="fp16")
