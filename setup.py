@@ -51,6 +51,7 @@ setup(
         "geomag_edge.runtime.tensorrt",
         "geomag_edge.model.train",
         "geomag_edge.runtime.cuda",
+        "geomag_edge.benchmarks.peers",
         *(f"geomag_edge.{stage}" for stage in STAGES),
     ],
     package_dir={

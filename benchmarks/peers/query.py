@@ -1,0 +1,313 @@
+"""A whole pixel-level query on a large scene: this package against PyTorch and plain ONNX Runtime.
+
+    python -m geomag_edge.benchmarks.peers.query --bundle BUNDLE [--checkpoint CKPT]
+
+All forms answer one question about one rendered scene, read from memory, with one token budget, a
+forced "[SEG]" and a fixed number of tokens after it:
+
+- `eager, reference`: `geomag_edge.model.inference.answer`, PyTorch with Hugging Face `generate`,
+  written to be read (it encodes crops twice and reads the answer again for its hidden states);
+- `eager`: the same modules with every view encoded once and no second reading: what a PyTorch user
+  would deploy, and the baseline of the ratios;
+- `eager bf16`: that with parameters and arithmetic in bfloat16;
+- `torch.compile`: that in float32 with encoder, mask head and LLM compiled (dynamic shapes,
+  inductor on the CPU), compiled before anything is timed, with Hugging Face's growing cache;
+  `torch.compile, static cache` with its static one;
+- `ort-cpu fp32`: our chain, each graph in ONNX Runtime as exported;
+- `ours`: our chain with the engine and precision of each graph that `--ours` names.
+
+Cropping is PscCrop's own kernel in all of them, so its gain (`psc_crop.py`) is in none of the
+ratios. Forms in fp32 must agree in tokens, views and mask logits before anything is timed; of the
+others the agreement is reported. On random weights that says little: the logits of an untrained
+decoder lie so close together that any rounding changes the words.
+
+Rounds are interleaved in one process. The ratios of CPU time hold on a machine that does something
+else as well. The last line of stdout is one JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomag_edge.benchmarks.machine import described, machine
+from geomag_edge.benchmarks.peers.agreement import Answer, agreement, require_same
+from geomag_edge.benchmarks.peers.mixed import MixedEngine, parse_forms
+from geomag_edge.benchmarks.timing import interleaved, percentiles, ratio
+from geomag_edge.budgets import TokenBudget
+from geomag_edge.errors import EngineError, GeoMagError, InputError
+from geomag_edge.manifest import Bundle
+from geomag_edge.runtime.pipeline import Pipeline
+from geomag_edge.scenes import render_scene
+
+RESULTS = Path(__file__).parents[1] / "results"
+SCENE_SEED, PROMPT, PREFIX = 11, "segment the ships near the pier", "[SEG]"
+OURS = (
+    "encoder=openvino/int8+bf16,psc_select=openvino/int8,prefill=openvino/int8+bf16,"
+    "decode=ort-cpu/int8+int4-llm,mask_head=openvino/bf16,*=ort-cpu/fp32"
+)
+FORMS = ("eager, reference", "eager", "eager bf16", "torch.compile",
+         "torch.compile, static cache", "ort-cpu fp32", "ours")  # fmt: skip
+FP32 = ("eager, reference", "eager", "torch.compile", "torch.compile, static cache",
+        "ort-cpu fp32")  # fmt: skip
+GOALS = {"eager": 6.0, "torch.compile": 4.0, "ort-cpu fp32": 3.0}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What every form is asked.
+
+    Attributes:
+        image: u8[H,W,3].
+        budget: visual tokens.
+        new_tokens: ids after the prefix.
+    """
+
+    image: NDArray[np.uint8]
+    budget: TokenBudget
+    new_tokens: int
+
+
+@dataclass
+class Opened:
+    """A form that is ready: `ask` answers, `pipe` is its chain if it has one."""
+
+    ask: Callable[[], Any]
+    answer: Callable[[], Answer]
+    pipe: Pipeline | None = None
+
+
+def main() -> None:
+    """Parses, measures, writes the result, prints the table and one JSON line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, help="the bundle's checkpoint, if it has moved")
+    parser.add_argument("--name", default="base", help="what the results are called")
+    parser.add_argument("--forms", default=";".join(FORMS), help="separated by ;")
+    parser.add_argument("--ours", default=OURS, help="graph=engine/precision, separated by ,")
+    parser.add_argument("--scene-px", type=int, default=4096)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    try:
+        report = measure(args)
+    except GeoMagError as e:
+        raise SystemExit(f"error: {e}") from e
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results / f"peers_query_{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    table = as_markdown(report)
+    (args.results / f"peers_query_{args.name}.md").write_text(table)
+    print(table, file=sys.stderr)
+    print(json.dumps(report))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Opens the forms, compares their answers, times them in turn."""
+    host = machine(args.threads)
+    bundle = Bundle.open(args.bundle)
+    scene = render_scene(SCENE_SEED, size_px=args.scene_px).image
+    question = Question(scene, bundle.manifest.budgets["pixel"], args.new_tokens)
+    forms = [name.strip() for name in args.forms.split(";")]
+    opened: dict[str, Opened] = {}
+    for name in forms:
+        print(f"{name}: opening", file=sys.stderr)
+        opened[name] = open_form(name, bundle, args, question)
+    answers = {}
+    for name, form in opened.items():
+        print(f"{name}: first answer", file=sys.stderr)
+        answers[name] = form.answer()
+        if len(answers[name].token_ids) != args.new_tokens + 1:
+            raise InputError(
+                f"{name} ended its answer after {len(answers[name].token_ids)} tokens, so it would "
+                "do less work than the others: ask with another --new-tokens"
+            )
+    reference = next((name for name in FP32 if name in answers), forms[0])
+    require_same({n: a for n, a in answers.items() if n in FP32}, reference)
+    times = interleaved(
+        {name: form.ask for name, form in opened.items()},
+        args.rounds,
+        progress=lambda name: print(f"{name}: timing", file=sys.stderr),
+    )
+    stages = {n: stage_medians(f.pipe, question) for n, f in opened.items() if f.pipe is not None}
+    providers = {
+        n: {g: s.provider for g, s in f.pipe.chain.sessions.items()}
+        for n, f in opened.items()
+        if f.pipe is not None
+    }
+    for form in opened.values():
+        if form.pipe is not None:
+            form.pipe.close()
+    ours = forms[-1]
+    return {
+        "command": "python -m geomag_edge.benchmarks.peers.query "
+        f"--bundle {args.name} --rounds {args.rounds} --threads {args.threads} "
+        f"--scene-px {args.scene_px} --new-tokens {args.new_tokens} --ours {args.ours!r}",
+        "machine": host,
+        "scene_px": args.scene_px,
+        "visual_tokens": question.budget.visual_tokens,
+        "views": len(answers[reference].boxes),
+        "new_tokens": args.new_tokens,
+        "rounds": args.rounds,
+        "ours": args.ours,
+        "reference": reference,
+        "agreement": {n: agreement(a, answers[reference]) for n, a in answers.items()},
+        "times": {n: {c: percentiles(v) for c, v in t.items()} for n, t in times.items()},
+        "raw_ms": times,
+        "ratios": {
+            n: {c: ratio(t[c], times[ours][c]) for c in ("wall_ms", "cpu_ms")}
+            for n, t in times.items()
+            if n != ours
+        },
+        "goals": GOALS,
+        "stages_ms": stages,
+        "providers": providers,
+    }
+
+
+def open_form(name: str, bundle: Bundle, args: argparse.Namespace, question: Question) -> Opened:
+    """Makes a form ready; for `torch.compile` its first answer is what compiles it."""
+    if name in ("ours", "ort-cpu fp32") or "/" in name:
+        return _open_chain(name, bundle, args, question)
+    if name not in FORMS:
+        raise EngineError(f"unknown form {name!r}: this script has {'; '.join(FORMS)}")
+    import torch
+
+    from geomag_edge.benchmarks.peers.torch_forms import TorchForm
+    from geomag_edge.model.geomag import load_checkpoint
+    from geomag_edge.model.inference import answer
+    from geomag_edge.model.processor import GeoMagProcessor
+    from geomag_edge.runtime.torch_engine import _find_checkpoint
+
+    torch.set_num_threads(args.threads)
+    folder = _find_checkpoint(bundle, args.checkpoint)
+    processor = GeoMagProcessor.from_pretrained(folder)
+    dtype = torch.bfloat16 if name == "eager bf16" else torch.float32
+    model = _kept(folder, dtype, load_checkpoint)
+    if name == "eager, reference":
+        image, budget, prompt = question.image, question.budget, PROMPT
+        whole = partial(
+            answer, model, processor, image, prompt, budget, question.new_tokens, PREFIX
+        )
+
+        def first_mask() -> Answer:
+            found = whole()
+            logits, quality = found.mask_logits[0].numpy(), found.quality[0].numpy()
+            return Answer(found.token_ids, logits, quality, found.view_boxes, image.shape[:2])
+
+        return Opened(whole, first_mask)
+    form = TorchForm(model, processor, compiled="compile" in name, static_cache="static" in name)
+    ask = partial(form.ask, question.image, PROMPT, question.budget, question.new_tokens, PREFIX)
+    return Opened(ask, ask)
+
+
+_models: dict[Any, Any] = {}
+
+
+def _kept(folder: Path, dtype: Any, load: Callable[..., Any]) -> Any:
+    """Forms of one dtype share the model's parameters."""
+    if dtype not in _models:
+        _models[dtype] = load(folder, dtype)
+    return _models[dtype]
+
+
+def _open_chain(name: str, bundle: Bundle, args: argparse.Namespace, question: Question) -> Opened:
+    forms = {"ours": args.ours, "ort-cpu fp32": "*=ort-cpu/fp32"}.get(name, name)
+    pipe = Pipeline.load(bundle, MixedEngine(bundle, parse_forms(forms), args.threads))
+    ask = partial(pipe, question.image, PROMPT, question.budget, question.new_tokens, PREFIX)
+    return Opened(ask, partial(answer_of, pipe, ask), pipe)
+
+
+def answer_of(pipe: Pipeline, ask: Callable[[], Any]) -> Answer:
+    """A chain's answer, with the logits of its mask head view by view."""
+    session, seen = pipe.chain.sessions["mask_head"], []
+
+    class Seen:
+        provider = session.provider
+        close = session.close
+
+        def run(self, feeds: Any, keep: frozenset[str] = frozenset()) -> dict[str, Any]:
+            seen.append(session.run(feeds, keep))
+            return seen[-1]
+
+    pipe.chain.sessions["mask_head"] = Seen()
+    try:
+        result = ask()
+    finally:
+        pipe.chain.sessions["mask_head"] = session
+    logits, quality = (
+        np.asarray(seen[-1][key][0], np.float32) for key in ("mask_logits", "quality")
+    )
+    boxes = np.concatenate([result.view_box[None], result.crop_boxes])
+    return Answer(result.token_ids, logits, quality, boxes, result.masks[0].shape)
+
+
+def stage_medians(pipe: Pipeline, question: Question, rounds: int = 3) -> dict[str, float]:
+    """Median milliseconds of each stage of a chain."""
+    runs = [
+        pipe(question.image, PROMPT, question.budget, question.new_tokens, PREFIX).timings_ms
+        for _ in range(rounds)
+    ]
+    return {stage: median(run[stage] for run in runs) for stage in runs[0]}
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The committed table."""
+    lines = [
+        "# A pixel-level query, against peers",
+        "",
+        f"`{report['command']}`",
+        "",
+        f"{described(report['machine'])}. Scene of {report['scene_px']} px, "
+        f"{report['visual_tokens']} visual tokens from {report['views']} views, "
+        f"{report['new_tokens']} new tokens; {report['rounds']} interleaved rounds. Speed is our "
+        "form's over the row's, with a 95 % interval. Agreement is with "
+        f"`{report['reference']}`; forms in fp32 had to give its tokens, views and masks.",
+        "",
+        "| form | wall p50 / p90, ms | CPU p50, ms | ours is faster, wall | by CPU time | goal | "
+        "tokens alike | views alike | mask IoU |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, times in report["times"].items():
+        wall, cpu = times["wall_ms"], times["cpu_ms"]
+        cells = [f"{wall['p50']:.0f} / {wall['p90']:.0f}", f"{cpu['p50']:.0f}"]
+        if name in report["ratios"]:
+            for clock in ("wall_ms", "cpu_ms"):
+                found = report["ratios"][name][clock]
+                cells.append(f"{found['ratio']:.2f}x ({found['low']:.2f}-{found['high']:.2f})")
+        else:
+            cells += ["-", "-"]
+        goal = report["goals"].get(name)
+        alike = report["agreement"][name]
+        cells.append(f"{goal:g}x" if goal else "-")
+        cells += [f"{alike['tokens']:.0%}", f"{alike['views']:.0%}", f"{alike['mask_iou']:.3f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", f"ours: `{report['ours']}`"]
+    stages = report["stages_ms"]
+    if stages:
+        lines += [
+            "",
+            "| stage, ms | " + " | ".join(stages) + " |",
+            "|---" * (len(stages) + 1) + "|",
+        ]
+        for stage in next(iter(stages.values())):
+            cells = [f"{found[stage]:.1f}" for found in stages.values()]
+            lines.append(f"| {stage} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

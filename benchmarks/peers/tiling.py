@@ -1,0 +1,352 @@
+"""Large scenes: our chain with PSC against tiling everything at native resolution.
+
+    python -m geomag_edge.benchmarks.peers.tiling --bundle BUNDLE --scenes DIR [--sizes 4096,20000]
+
+Tiling is the usual practice for images larger than a model's input: the scene is cut into tiles of
+the model's view, each is asked the same prompt as an image of its own (the global view alone at
+the pixel level's global grid, no crops), and the tiles' masks are pasted into the frame. It runs in
+the same engine, through the same graphs, and each tile is encoded once for all questions.
+
+The questions are those of the pixel level about the first scene of a rendered set, with targets.
+Time is that of one question on a file that is opened anew, ours and tiling both. Where tiling a
+whole scene would take longer than `--tile-minutes`, a random sample of tiles is timed and the time
+of all of them extrapolated; the result says from how many. `--quality-sizes` names the scenes that
+are tiled completely for the masks' mIoU, which is given for all targets and for those that are
+small in the global view. A tile has no notion of the rest of the scene, so "the ship nearest to the
+pier" is beyond tiling in principle; questions by kind are in the JSON.
+
+The last line of stdout is one JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from geomag_edge.benchmarks.machine import described, machine
+from geomag_edge.benchmarks.peers.big_scenes import make_scene, open_scene
+from geomag_edge.benchmarks.timing import percentiles
+from geomag_edge.calibration.datasets import Item, Picture, Rect
+from geomag_edge.calibration.metrics import SIZES, AnswerMask, mask_iou, mask_overlap, size_name
+from geomag_edge.errors import GeoMagError, InputError
+from geomag_edge.runtime.pipeline import Pipeline
+
+RESULTS = Path(__file__).parents[1] / "results"
+SET_SEED, PER_LEVEL, NEW_TOKENS = 77, 12, 32
+GOAL = 50.0
+Clocks = dict[str, float]
+"""`wall_ms` and `cpu_ms`."""
+
+
+class TiledMask:
+    """A mask that tiles have been pasted into; empty tiles take no memory."""
+
+    def __init__(self, shape: tuple[int, int], side: int) -> None:
+        """An empty mask of `shape` H, W, in tiles of `side` px."""
+        self.shape, self.side = shape, side
+        self._tiles: dict[tuple[int, int], NDArray[np.uint8]] = {}
+
+    def paste(self, rect: Rect, mask: NDArray[np.bool_]) -> None:
+        """Puts one tile's mask bool[h,w] at its place.
+
+        Raises:
+            InputError: not a tile of this mask's grid, or a mask of another shape.
+        """
+        row0, col0, row1, col1 = rect
+        if row0 % self.side or col0 % self.side or mask.shape != (row1 - row0, col1 - col0):
+            raise InputError(f"a mask of {mask.shape} does not belong at tile {rect}")
+        if mask.any():
+            self._tiles[row0, col0] = np.packbits(mask, axis=1)
+
+    def blocks(self) -> Iterator[Rect]:
+        """The tiles that hold a pixel."""
+        for row0, col0 in sorted(self._tiles):
+            yield self._rect(row0, col0)
+
+    def window(self, row0: int, col0: int, row1: int, col1: int) -> NDArray[np.bool_]:
+        """A part of the mask, rows row0..row1 and columns col0..col1, bool[h,w]."""
+        out = np.zeros((row1 - row0, col1 - col0), bool)
+        for r in range(row0 // self.side * self.side, row1, self.side):
+            for c in range(col0 // self.side * self.side, col1, self.side):
+                if (r, c) not in self._tiles:
+                    continue
+                _, _, r1, c1 = self._rect(r, c)
+                tile = np.unpackbits(self._tiles[r, c], axis=1, count=c1 - c).astype(bool)
+                top, left, bottom, right = max(r, row0), max(c, col0), min(r1, row1), min(c1, col1)
+                out[top - row0 : bottom - row0, left - col0 : right - col0] = tile[
+                    top - r : bottom - r, left - c : right - c
+                ]
+        return out
+
+    def __len__(self) -> int:
+        """Number of tiles that hold a pixel."""
+        return len(self._tiles)
+
+    def _rect(self, row0: int, col0: int) -> Rect:
+        height, width = self.shape
+        return row0, col0, min(row0 + self.side, height), min(col0 + self.side, width)
+
+
+def tiles_of(height: int, width: int, side: int) -> list[Rect]:
+    """The grid of tiles, row by row; those at the far edges are cut to the image."""
+    return [
+        (r, c, min(r + side, height), min(c + side, width))
+        for r in range(0, height, side)
+        for c in range(0, width, side)
+    ]
+
+
+def tile_everything(
+    pipe: Pipeline, path: Path, prompts: list[str], rects: list[Rect] | None = None,
+    tasks: tuple[str, ...] = ("ask",),
+) -> tuple[list[TiledMask], Clocks]:  # fmt: skip
+    """Asks every tile of a scene every prompt.
+
+    Args:
+        pipe: an open pipeline.
+        path: the scene.
+        prompts: plain text.
+        rects: only these tiles; default all.
+        tasks: words for the progress bar.
+
+    Returns:
+        a mask for each prompt, and the time it took, the file's opening included.
+    """
+    view = pipe.bundle.manifest.view
+    alone = str(pipe.bundle.manifest.budgets["pixel"].global_grid)
+    wall, cpu = time.perf_counter(), time.process_time()
+    with rasterio.open(path) as scene:
+        if rects is None:
+            rects = tiles_of(scene.height, scene.width, view.view_px)
+        masks = [TiledMask((scene.height, scene.width), view.view_px) for _ in prompts]
+        for rect in tqdm(rects, " ".join(tasks), leave=False, disable=None):
+            row0, col0, row1, col1 = rect
+            pixels = scene.read(window=((row0, row1), (col0, col1)))
+            with pipe.open(np.ascontiguousarray(pixels.transpose(1, 2, 0))) as tile:
+                for prompt, mask in zip(prompts, masks, strict=True):
+                    found = tile.ask(prompt, alone, NEW_TOKENS).masks
+                    if found:
+                        union = np.logical_or.reduce([np.asarray(m) for m in found])
+                        mask.paste(rect, union)
+    return masks, _clocks(wall, cpu)
+
+
+def ask_whole(pipe: Pipeline, path: Path, prompt: str) -> tuple[Any, Clocks]:
+    """Our chain: one question about the file, opened anew."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = pipe(path, prompt, "pixel", NEW_TOKENS)
+    return result, _clocks(wall, cpu)
+
+
+def _clocks(wall: float, cpu: float) -> Clocks:
+    return {
+        "wall_ms": (time.perf_counter() - wall) * 1e3,
+        "cpu_ms": (time.process_time() - cpu) * 1e3,
+    }
+
+
+def main() -> None:
+    """Parses, measures, writes the result, prints the table and one JSON line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--name", default="nano", help="what the results are called")
+    parser.add_argument("--scenes", type=Path, required=True, help="scenes are made and kept here")
+    parser.add_argument("--sizes", default="4096,20000", help="sides to time, px")
+    parser.add_argument("--quality-sizes", default="4096", help="sides to tile completely")
+    parser.add_argument("--questions", type=int, default=6, help="of each scene, for the masks")
+    parser.add_argument("--tile-minutes", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--engine", default="ort-cpu")
+    parser.add_argument("--precision", default=None)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    try:
+        report = measure(args)
+    except GeoMagError as e:
+        raise SystemExit(f"error: {e}") from e
+    args.results.mkdir(parents=True, exist_ok=True)
+    name = f"peers_tiling_{args.name}"
+    (args.results / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    table = as_markdown(report)
+    (args.results / f"{name}.md").write_text(table)
+    print(table, file=sys.stderr)
+    print(json.dumps(report))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Times and weighs both ways on each scene."""
+    host = machine(args.threads)
+    whole = [int(s) for s in args.quality_sizes.split(",") if s]
+    sizes = sorted({int(s) for s in args.sizes.split(",") if s} | set(whole))
+    found = []
+    with Pipeline.load(args.bundle, args.engine, args.precision, args.threads) as pipe:
+        for size in sizes:
+            print(f"{size} px: the scene", file=sys.stderr)
+            folder = make_scene(args.scenes / str(size), SET_SEED, size, PER_LEVEL)
+            picture = open_scene(folder)
+            items = [item for item in picture.items if not item.absent][: args.questions]
+            row = {"size_px": size} | time_both(pipe, picture, items[0], args)
+            if size in whole:
+                row["quality"] = weigh_both(pipe, picture, items)
+            found.append(row)
+        view_px = pipe.bundle.manifest.view.view_px
+        sha = str(pipe.bundle.manifest.checkpoint.get("sha256", ""))
+    return {
+        "command": f"python -m geomag_edge.benchmarks.peers.tiling --bundle {args.name} "
+        f"--scenes DIR --sizes {args.sizes} --quality-sizes {args.quality_sizes} "
+        f"--questions {args.questions} --tile-minutes {args.tile_minutes:g} "
+        f"--rounds {args.rounds} --engine {args.engine} --threads {args.threads}",
+        "machine": host,
+        "checkpoint": sha,
+        "engine": args.engine,
+        "precision": args.precision,
+        "view_px": view_px,
+        "goal": GOAL,
+        "scenes": found,
+    }
+
+
+def time_both(
+    pipe: Pipeline, picture: Picture, item: Item, args: argparse.Namespace
+) -> dict[str, Any]:
+    """One question: ours in turns with batches of tiles, until the tiles or the minutes are up."""
+    path = Path(str(picture.image))
+    with rasterio.open(path) as scene:
+        rects = tiles_of(scene.height, scene.width, pipe.bundle.manifest.view.view_px)
+    total = len(rects)
+    random.Random(0).shuffle(rects)
+    ask_whole(pipe, path, item.prompt)
+    batch = max(1, min(256, total // args.rounds))
+    tile_everything(pipe, path, [item.prompt], rects[:4])
+    ours: list[Clocks] = []
+    tiled: list[tuple[int, Clocks]] = []
+    started, done = time.perf_counter(), 0
+    while done < total and (
+        len(ours) < args.rounds or time.perf_counter() - started < args.tile_minutes * 60
+    ):
+        ours.append(ask_whole(pipe, path, item.prompt)[1])
+        # Row by row within the batch, as whoever tiles a file reads it.
+        part = sorted(rects[done : done + batch])
+        tiled.append((len(part), tile_everything(pipe, path, [item.prompt], part)[1]))
+        done += len(part)
+    per_tile = {
+        clock: [took[clock] / count for count, took in tiled] for clock in ("wall_ms", "cpu_ms")
+    }
+    own = {clock: [took[clock] for took in ours] for clock in per_tile}
+    return {
+        "prompt": item.prompt,
+        "tiles": total,
+        "tiles_timed": done,
+        "ours": {clock: percentiles(v) for clock, v in own.items()},
+        "per_tile": {clock: percentiles(v) for clock, v in per_tile.items()},
+        "tiling_ms": {clock: float(np.median(v)) * total for clock, v in per_tile.items()},
+        "ratio": {
+            clock: float(np.median(per_tile[clock])) * total / float(np.median(own[clock]))
+            for clock in per_tile
+        },
+    }
+
+
+def weigh_both(pipe: Pipeline, picture: Picture, items: list[Item]) -> dict[str, Any]:
+    """The masks' IoU of both ways, on every question, all tiles."""
+    path = Path(str(picture.image))
+    with rasterio.open(path) as scene:
+        side = max(scene.height, scene.width)
+    view_px = pipe.bundle.manifest.view.view_px
+    tiled, took = tile_everything(
+        pipe, path, [item.prompt for item in items], tasks=("tiling", picture.name)
+    )
+    rows = []
+    for item, pasted in zip(items, tiled, strict=True):
+        result, _ = ask_whole(pipe, path, item.prompt)
+        size = (item.longer_side_px() or 0.0) * view_px / side
+        theirs: list[AnswerMask] = [pasted] if len(pasted) else []
+        rows.append(
+            {
+                "id": item.id,
+                "kind": item.kind,
+                "prompt": item.prompt,
+                "targets": len(item.target_ids),
+                "size_px": round(size, 2),
+                "ours": mask_iou(mask_overlap(result.masks, item), item, len(result.masks)),
+                "tiling": mask_iou(mask_overlap(theirs, item), item, len(theirs)),
+                "tiles_with_a_mask": len(pasted),
+                "ours_said": result.text,
+            }
+        )
+    small = [row for row in rows if size_name(row["size_px"]) == SIZES[0]]
+    return {
+        "questions": rows,
+        "tiling_took_ms": took,
+        "miou": {way: _mean(rows, way) for way in ("ours", "tiling")},
+        "small_miou": {way: _mean(small, way) for way in ("ours", "tiling")},
+        "small_questions": len(small),
+    }
+
+
+def _mean(rows: list[dict[str, Any]], key: str) -> float | None:
+    return float(np.mean([row[key] for row in rows])) if rows else None
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The committed table."""
+    lines = [
+        "# Large scenes: against tiling everything",
+        "",
+        f"`{report['command']}`",
+        "",
+        f"{described(report['machine'])}. Engine {report['engine']}; tiles of "
+        f"{report['view_px']} px. One question a row; the file is opened anew for each. Where "
+        "fewer tiles were timed than there are, tiling's time is extrapolated from their median.",
+        "",
+        "| scene, px | ours, s, wall | ours, s, CPU | tiling, s, wall | tiling, s, CPU | tiles "
+        "(timed) | ours is faster, wall | by CPU time | goal |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["scenes"]:
+        clocks = ("wall_ms", "cpu_ms")
+        cells = [f"{row['ours'][c]['p50'] / 1e3:.3f}" for c in clocks]
+        cells += [f"{row['tiling_ms'][c] / 1e3:.0f}" for c in clocks]
+        cells.append(f"{row['tiles']} ({row['tiles_timed']})")
+        cells += [f"{row['ratio'][c]:.0f}x" for c in clocks]
+        cells.append(f"{report['goal']:g}x" if row["size_px"] == 20000 else "-")
+        lines.append(f"| {row['size_px']} | " + " | ".join(cells) + " |")
+    weighed = [row for row in report["scenes"] if "quality" in row]
+    if weighed:
+        lines += [
+            "",
+            "| scene, px | questions | mIoU, ours | mIoU, tiling | small targets | small mIoU, "
+            "ours | small mIoU, tiling |",
+            "|---|---|---|---|---|---|---|",
+        ]
+    for row in weighed:
+        found = row["quality"]
+        both = [_cell(found[key][way]) for key in ("miou", "small_miou")
+                for way in ("ours", "tiling")]  # fmt: skip
+        lines.append(
+            f"| {row['size_px']} | {len(found['questions'])} | {both[0]} | {both[1]} | "
+            f"{found['small_questions']} | {both[2]} | {both[3]} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    main()
