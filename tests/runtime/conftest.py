@@ -267,9 +267,6 @@ class _Engine:
     def get_tensor_location(self, name):
         return self.outer.TensorLocation["HOST" if name in self.outer.on_host else "DEVICE"]
 
-    def get_aliased_input_tensor(self, name):
-        return self.aliases.get(name)
-
     def get_device_memory_size_for_profile_v2(self, profile):
         return 1000 * (profile + 1)
 

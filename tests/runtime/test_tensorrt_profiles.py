@@ -86,6 +86,19 @@ def test_every_past_that_fits_the_cache_decodes(manifest, table, data):
 
 
 @given(tables, st.data())
+def test_with_a_fixed_cache_the_number_of_new_tokens_alone_chooses(manifest, table, data):
+    manifest = changed(manifest, table)
+    profiles = profiles_of(manifest, cache="fixed")
+    assert {k: v for k, v in profiles.items() if k != "llm"} == {
+        k: v for k, v in profiles_of(manifest).items() if k != "llm"
+    }
+    decode, *prefill = profiles["llm"]
+    assert decode.axes == {"B": (1, 1, 1), "T": (1, 1, 1)}
+    length = data.draw(st.integers(1, limits_of(manifest).prompt))
+    assert sum(p.holds({"B": 1, "T": length}) for p in prefill) == 1
+
+
+@given(tables, st.data())
 def test_every_number_of_views_up_to_the_budgets_has_exactly_one_profile(manifest, table, data):
     manifest = changed(manifest, table)
     views = data.draw(st.integers(1, limits_of(manifest).views))
