@@ -15,6 +15,9 @@ from geomag_edge.budgets import TokenBudget
 from geomag_edge.runtime.latency import at
 from geomag_edge.runtime.planner import Planner, best, check_latency
 
+RESERVE_MS = 1.0
+"""Kept for what comes after the last stage: the answer's text and boxes."""
+
 LEAST_ANSWER_TOKENS = 2
 """An answer is decoded to at least so many tokens where only the number of crops is in question."""
 
@@ -59,7 +62,7 @@ class Deadline:
     @property
     def left_ms(self) -> float:
         """Time to the deadline, as far as predictions may be trusted with it."""
-        return (self.latency_ms - self.spent_ms) / self.planner.model.spread
+        return (self.latency_ms - RESERVE_MS - self.spent_ms) / self.planner.model.spread
 
     def saw_crop(self, ms: float) -> None:
         """How long a view's cut took from this image, which may have to be read from a file."""
