@@ -33,6 +33,7 @@ from geomag_edge.runtime.pipeline import Pipeline
 from .linears import find_linears
 from .ranges import BINS, PERCENTILE, SAMPLE, Histogram
 from .scales import Channels, GraphScales, Scales, TensorScale
+from .sequences import COUNT, Spoken, chosen_questions, spoken_of
 from .sets import CalibrationSet
 
 MAX_NEW_TOKENS = 32
@@ -83,6 +84,7 @@ class ObservingEngine:
     Attributes:
         statistics: graph -> tensor -> what was seen.
         calls: runs of each graph.
+        heard: what the LLM read for the latest answer, f[t,D] of the prompt and of each step.
     """
 
     name = "ort-cpu"
@@ -92,6 +94,7 @@ class ObservingEngine:
         self.bundle, self.threads = bundle, threads
         self.statistics: dict[str, dict[str, Statistics]] = {}
         self.calls: Counter[str] = Counter()
+        self.heard: list[NDArray] = []
 
     def session(self, graph: str) -> ObservedSession:
         """Opens the observed copy of a graph, its files checked first."""
@@ -99,7 +102,8 @@ class ObservingEngine:
         watched = {linear.tensor: linear.channel_axis for linear in find_linears(ir.load(path))}
         seen = {name: Statistics(axis) for name, axis in watched.items()}
         self.statistics[graph] = seen
-        return ObservedSession(graph, path, seen, self.calls, self.threads)
+        heard = self.heard if graph == "llm" else None
+        return ObservedSession(graph, path, seen, self.calls, self.threads, heard)
 
     def close(self) -> None:
         """Nothing is held beyond the sessions."""
@@ -117,8 +121,9 @@ class ObservedSession:
         seen: dict[str, Statistics],
         calls: Counter[str],
         threads: int | None,
+        heard: list[NDArray] | None = None,
     ):
-        self._graph, self._seen, self._calls = graph, seen, calls
+        self._graph, self._seen, self._calls, self._heard = graph, seen, calls, heard
         model = onnx.load(str(path), load_external_data=False)
         self._outputs = [output.name for output in model.graph.output]
         feeds = {value.name: value for value in model.graph.input}
@@ -156,6 +161,10 @@ class ObservedSession:
 
     def _run_once(self, arrays: dict[str, NDArray]) -> dict[str, NDArray]:
         self._calls[self._graph] += 1
+        if self._heard is not None:
+            if not arrays["position_ids"][0, 0]:
+                self._heard.clear()
+            self._heard.append(arrays["inputs_embeds"][0])
         values = self._session.run(self._names, arrays)
         made = dict(zip(self._names, values, strict=True))
         for name, statistics in self._seen.items():
@@ -227,6 +236,8 @@ def capture(
     asked: Counter[tuple[str, str, str]] = Counter()
     turns: dict[str | None, int] = defaultdict(int)
     budgets = budget_turns(manifest)
+    kept = chosen_questions(len(data.questions))
+    spoken: list[Spoken] = []
     with Pipeline(bundle, Chain(engine, manifest, coder)) as pipe:
         for image, questions in data.pictures():
             with pipe.open(image) as session:
@@ -235,6 +246,8 @@ def capture(
                     budget = budgets[turns[question.level] % len(budgets)]
                     turns[question.level] += 1
                     result = session.ask(question.prompt, budget, MAX_NEW_TOKENS)
+                    if asked.total() in kept:
+                        spoken.append(spoken_of(engine.heard))
                     level = question.level or result.granularity
                     asked[level, result.granularity, str(result.budget)] += 1
                     if level == "pixel" and not result.masks:
@@ -251,7 +264,7 @@ def capture(
             {tensor: s.channels() for tensor, s in seen.items()},
         )
     about = describe(data) | {"levels": dict(Counter(level for level, _, _ in asked.elements()))}
-    scales = Scales(about, settings(), graphs, notes)
+    scales = Scales(about, settings(), graphs, notes, spoken)
     seconds = time.perf_counter() - start
     return Captured(scales, asked, engine.calls, seconds, _peak_memory_mb())
 
@@ -280,6 +293,7 @@ def settings() -> dict[str, Any]:
         "sample": SAMPLE,
         "percentile": PERCENTILE,
         "max_new_tokens": MAX_NEW_TOKENS,
+        "sequences": COUNT,
         "budgets": "routed, smallest, routed, largest",
     }
 

@@ -113,8 +113,8 @@ def judge(report: Report, reference: Report, gate: Gate) -> Verdict:
     ]
     if agreement < gate.min_agreement:
         reasons.append(
-            f"{agreement:.1%} of the answers have float32's words, needed are "
-            f"{gate.min_agreement:.1%}"
+            f"{len(changed)} of {len(pairs)} answers have other words than float32's "
+            f"({agreement:.2%} agree, needed are {gate.min_agreement:.2%})"
         )
     return Verdict(
         ok=not reasons,

@@ -2,7 +2,8 @@
 
 Decoding one token reads every weight once, so its time is the weights' size. Activations stay as
 they are. A weight [K,N] is cut along K into blocks with one scale each; 4 bits hold -8..7, zero is
-0. The scales are searched once (`quantize_blocks`) and written in either of two forms:
+0. The integers are searched once (`quantize_blocks`; `gptq` fits them to what the layers read) and
+written in either of two forms:
 
 - `as_qdq`: an int4 initialiser behind a DequantizeLinear with `block_size`, standard ONNX from
   opset 21 on; TensorRT, OpenVINO and ONNX Runtime read it, the last turns it into its own form
@@ -114,7 +115,6 @@ def quantize_blocks(
     model: ir.Model,
     block: int = 128,
     keep: Collection[str] = (),
-    importance: Mapping[str, NDArray[np.floating]] | None = None,
     wide8: Collection[str] | None = None,
 ) -> dict[str, BlockWeight]:
     """Searches the scales of every linear layer of a decoder; the graph is not changed.
@@ -123,7 +123,6 @@ def quantize_blocks(
         model: float32 or float16.
         block: the largest block; a weight whose rows it does not divide gets a smaller one.
         keep: names of nodes to leave out.
-        importance: activation name (`Linear.tensor`) -> f[K], see `block_weight`.
         wide8: names of nodes that get 8 bits; None gives them to the last layer, whose errors
             nothing evens out and which is read whole for every token.
 
@@ -141,9 +140,22 @@ def quantize_blocks(
             continue
         fitting = block_for(tensor.shape.numpy()[0], block)
         if fitting is not None:
-            rows = None if importance is None else importance.get(linear.tensor)
             bits = 8 if linear.name in wide8 else 4
-            found[linear.name] = block_weight(tensor.numpy(), fitting, rows, bits)
+            found[linear.name] = block_weight(tensor.numpy(), fitting, bits=bits)
+    return found
+
+
+def bits_of(model: ir.Model) -> dict[str, int]:
+    """node name -> 4 or 8, of every linear layer whose weight `as_qdq` wrote."""
+    kinds = {ir.DataType.INT4: 4, ir.DataType.INT8: 8}
+    found = {}
+    for node in model.graph:
+        restored = node.inputs[1].producer() if len(node.inputs) > 1 and node.inputs[1] else None
+        if restored is None or not restored.attributes.get_int("block_size", 0):
+            continue
+        codes = restored.inputs[0]
+        if codes is not None and codes.const_value is not None:
+            found[node.name or ""] = kinds[codes.const_value.dtype]
     return found
 
 
@@ -159,6 +171,20 @@ def _is_plain(linear: Linear) -> bool:
     return linear.node.op_type == "MatMul" and linear.in_axis == 0
 
 
+def check_opset(model: ir.Model) -> None:
+    """Refuses a graph that `as_qdq` could not write.
+
+    Raises:
+        InputError: its opset has no blocks.
+    """
+    opset = model.opset_imports.get("", 1)
+    if opset < BLOCK_OPSET:
+        raise InputError(
+            f"int4 weights in blocks need opset {BLOCK_OPSET} and the graph has {opset}: export "
+            "with opset 23 (TensorRT 10.3 reads no int4 in ONNX: use int8 there)"
+        )
+
+
 def as_qdq(model: ir.Model, weights: Mapping[str, BlockWeight]) -> ir.Model:
     """Writes quantised weights as int4 initialisers behind DequantizeLinear, in place.
 
@@ -169,12 +195,7 @@ def as_qdq(model: ir.Model, weights: Mapping[str, BlockWeight]) -> ir.Model:
     Raises:
         InputError: the graph's opset has no blocks.
     """
-    opset = model.opset_imports.get("", 1)
-    if opset < BLOCK_OPSET:
-        raise InputError(
-            f"int4 weights in blocks need opset {BLOCK_OPSET} and the graph has {opset}: export "
-            "with opset 23 (TensorRT 10.3 reads no int4 in ONNX: use int8 there)"
-        )
+    check_opset(model)
     made: dict[str, ir.Value] = {}
     for linear in _named(model, weights):
         name, found = linear.weight.name or "", weights[linear.name]

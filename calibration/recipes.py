@@ -6,8 +6,8 @@ TensorRT gets (`halved`), where strongly typed networks want it so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
@@ -17,7 +17,7 @@ from geomag_edge.graphs import GraphSpec
 
 from .fp8 import quantize_fp8
 from .half import to_half
-from .int4 import BLOCK_OPSET, as_qdq, last_layers, quantize_blocks
+from .int4 import BLOCK_OPSET, BlockWeight, as_qdq, last_layers, quantize_blocks
 from .linears import find_linears
 from .noise import NOISY, predicted_noise
 from .qdq import quantize_linears
@@ -36,6 +36,7 @@ class Source:
         scales: what calibration saw of it.
         method: the calibrator.
         keep: names of nodes that stay wide.
+        fitted: node name -> its weight in 4 bits, found before (`gptq`).
     """
 
     model: ir.Model
@@ -43,6 +44,7 @@ class Source:
     scales: GraphScales
     method: str
     keep: frozenset[str]
+    fitted: Mapping[str, BlockWeight] = field(default_factory=dict)
 
 
 Pass = Callable[[Source], Collection[str]]
@@ -66,9 +68,9 @@ def int8_linears(source: Source) -> Collection[str]:
 
 def int4_weights(source: Source) -> Collection[str]:
     """The linear layers' weights in 4 bits; the last layer's and those to keep wide in 8."""
-    importance = {name: seen.rms**2 for name, seen in source.scales.channels.items()}
     wide8 = source.keep | set(last_layers(source.model))
-    weights = quantize_blocks(source.model, importance=importance, wide8=wide8)
+    weights = {name: w for name, w in source.fitted.items() if name not in wide8}
+    weights |= quantize_blocks(source.model, WEIGHT_BLOCK, weights, wide8)
     as_qdq(source.model, weights)
     return list(weights)
 
@@ -94,7 +96,7 @@ def fp8_linears(source: Source) -> Collection[str]:
 
 
 WEIGHT_BLOCK = 128
-"""Rows that share a scale where weights alone are 8 bits."""
+"""Rows that share a scale where weights alone are narrow."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,12 @@ def find_recipe(name: str) -> dict[str, Forms]:
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def in_4_bits(recipe: str) -> bool:
+    """Whether a recipe's LLM has weights in 4 bits."""
+    forms = find_recipe(recipe).get("llm")
+    return forms is not None and int4_weights in forms.portable
 
 
 def kept_nodes(patterns: Collection[str], graph: str, model: ir.Model) -> frozenset[str]:

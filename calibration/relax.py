@@ -1,64 +1,110 @@
-"""Which layers to give back first when a precision does not pass the gate."""
+"""Which layers to give back when a precision does not pass the gate, and how few are enough."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 
-import numpy as np
 import onnx_ir as ir
 
 from geomag_edge.manifest import Bundle
 
-from .int4 import quantize_blocks
 from .linears import find_linears
-from .noise import predicted_noise
-from .recipes import find_recipe, int4_weights, int8_linears
-from .scales import GraphScales, Scales
+from .noise import NOISY, predicted_noise
+from .recipes import find_recipe, int8_linears
+from .scales import Scales
+from .smooth import smooth
+
+Node = tuple[str, str]
+"""Graph and ONNX node."""
+
+LEFT = 0.25
+"""The part of its weights that a precision must keep narrow to be worth its name."""
 
 
 def layers_by_noise(
-    bundle: Bundle, recipe: str, source: str, scales: Scales, method: str
-) -> list[tuple[str, str]]:
-    """(graph, node) of every layer that a recipe makes narrow, the noisiest first.
+    bundle: Bundle,
+    recipe: str,
+    source: str,
+    scales: Scales,
+    method: str,
+    losses: Mapping[str, float],
+) -> list[Node]:
+    """(graph, node) of the layers that a recipe makes narrow, those to give back first in front.
 
-    Layers of 8 and of 4 bits take turns: 4 bits are noisier by their nature, and would come first
-    whatever they cost.
+    Layers that stay wide anyway are left out. Layers of 8 bits go by the noise predicted for them,
+    those of 4 bits by what they cost (`forced.layer_losses`) for every weight that they hold:
+    giving back a small layer costs little space. The two take turns, since their measures do not
+    compare. The list ends where less than `LEFT` of the weights would stay narrow.
 
     Args:
         bundle: with the float32 graphs.
-        recipe: its int8 layers count by `predicted_noise`, its int4 layers by their weights'.
+        recipe: one of `recipes.RECIPES`.
         source: the float32 graphs' precision.
         scales: what calibration saw.
         method: the calibrator.
+        losses: of the LLM's layers in 4 bits; empty if the recipe has none.
     """
-    int8: dict[tuple[str, str], float] = {}
-    int4: dict[tuple[str, str], float] = {}
+    sizes: dict[Node, int] = {}
+    noise: dict[Node, float] = {}
     for graph, forms in find_recipe(recipe).items():
-        if int8_linears in forms.portable:
-            model = ir.load(bundle.graph(graph, source))
-            found = predicted_noise(model, scales.graph(graph), method)
-            int8 |= {(graph, node): value for node, value in found.items()}
-        elif int4_weights in forms.portable:
-            model = ir.load(bundle.graph(graph, source))
-            found = weight_noise(model, scales.graph(graph))
-            int4 |= {(graph, node): value for node, value in found.items()}
-    ranked = [sorted(noise, key=lambda k: noise[k], reverse=True) for noise in (int8, int4)]
-    return [key for pair in zip_longest(*ranked) for key in pair if key is not None]
-
-
-def weight_noise(model: ir.Model, scales: GraphScales) -> dict[str, float]:
-    """Noise over signal power of each layer's output if its weight has 4 bits, by node name."""
-    weights = quantize_blocks(model, wide8=())
-    found = {}
-    for linear in find_linears(model):
-        const = linear.weight.const_value
-        if linear.name not in weights or const is None:
+        if int8_linears not in forms.portable:
             continue
-        wide = const.numpy().astype(np.float32)
-        seen = scales.channels.get(linear.tensor)
-        power = np.ones(len(wide)) if seen is None else np.square(seen.rms.astype(np.float64))
-        error = np.square(wide - weights[linear.name].dequantized()).sum(1)
-        found[linear.name] = float(power @ error) / max(
-            float(power @ np.square(wide).sum(1)), 1e-30
-        )
+        model = ir.load(bundle.graph(graph, source))
+        size = _sizes(model)
+        smoothed = smooth(model, scales.graph(graph), method=method)
+        found = predicted_noise(model, smoothed, method)
+        noise |= {(graph, n): value for n, value in found.items() if value <= NOISY}
+        sizes |= {(graph, node): size[node] for node in found}
+    if losses:
+        size = _sizes(ir.load(bundle.graph("llm", source)))
+        sizes |= {("llm", node): size[node] for node in losses}
+    eight = sorted(noise, key=lambda key: noise[key], reverse=True)
+    four = sorted((("llm", n) for n in losses), key=lambda k: losses[k[1]] / sizes[k], reverse=True)
+    order = [key for pair in zip_longest(eight, four) for key in pair if key is not None]
+    return _affordable(order, sizes)
+
+
+def _sizes(model: ir.Model) -> dict[str, int]:
+    return {x.name: x.weight.const_value.size for x in find_linears(model) if x.weight.const_value}
+
+
+def _affordable(order: Sequence[Node], sizes: Mapping[Node, int]) -> list[Node]:
+    """The beginning of the order that holds at most 1 - `LEFT` of the weights."""
+    left, found = (1 - LEFT) * sum(sizes[key] for key in order), []
+    for key in order:
+        left -= sizes[key]
+        if left < 0:
+            break
+        found.append(key)
     return found
+
+
+def fewest(most: int, passes: Callable[[int], bool]) -> int | None:
+    """How many layers to give back: four times as many until it passes, then fewer again.
+
+    The gate is not quite monotonic, so this is a number that passes, next to one that does not, and
+    not always the least.
+
+    Args:
+        most: that may be given back; 0 was tried before.
+        passes: asks the gate.
+
+    Returns:
+        A number from 1 to `most`, or None if not even `most` passes.
+    """
+    refused, count = 0, 1
+    while True:
+        count = min(count, most)
+        if count == refused:
+            return None
+        if passes(count):
+            break
+        refused, count = count, 4 * count
+    while count - refused > 1:
+        middle = (refused + count) // 2
+        if passes(middle):
+            count = middle
+        else:
+            refused = middle
+    return count

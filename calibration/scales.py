@@ -1,7 +1,8 @@
-"""What calibration saw, as files of the bundle: `scales.json` and `channels.npz`.
+"""What calibration saw, as files of the bundle: `scales.json`, `channels.npz`, `sequences.npz`.
 
-`scales.json` is meant to be read by people: for each graph and tensor its thresholds. The npz holds
-each tensor's statistics by channel, under the key that the JSON gives.
+`scales.json` is meant to be read by people: for each graph and tensor its thresholds. The first npz
+holds each tensor's statistics by channel, under the key that the JSON gives; the second what the
+LLM read (`sequences`).
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from geomag_edge.errors import BundleError, InputError
 from geomag_edge.manifest import Bundle
 
 from .ranges import METHODS
+from .sequences import Spoken, from_arrays, to_arrays
 
-FOLDER, SCALES, CHANNELS = "calibration", "scales.json", "channels.npz"
-FORMAT = 1
+FOLDER = "calibration"
+SCALES, CHANNELS, SEQUENCES = "scales.json", "channels.npz", "sequences.npz"
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,14 @@ class Scales:
         settings: how it was captured; the same set and settings give the same scales.
         graphs: by graph name.
         notes: warnings in plain words.
+        spoken: prompts and answers as the LLM read them.
     """
 
     data: dict[str, Any]
     settings: dict[str, Any]
     graphs: dict[str, GraphScales]
     notes: list[str] = field(default_factory=list)
+    spoken: list[Spoken] = field(default_factory=list)
 
     def graph(self, name: str) -> GraphScales:
         """The scales of a graph; empty for a graph without linear layers."""
@@ -100,19 +105,20 @@ def load_scales(bundle: Bundle) -> Scales:
     Raises:
         BundleError: none there, or damaged files.
     """
-    listing_name, arrays_name = f"{FOLDER}/{SCALES}", f"{FOLDER}/{CHANNELS}"
-    if bundle.manifest.calibration is None or listing_name not in bundle.manifest.files:
+    if bundle.manifest.calibration is None or f"{FOLDER}/{SCALES}" not in bundle.manifest.files:
         raise BundleError(
             f"the bundle {bundle.root} was not calibrated: run `geomag-edge calibrate` first"
         )
-    listing, arrays = bundle.file(listing_name), bundle.file(arrays_name)
+    listing = bundle.file(f"{FOLDER}/{SCALES}")
     try:
         data = json.loads(listing.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']}, this program reads {FORMAT}")
-        with np.load(arrays, allow_pickle=False) as stored:
+        with np.load(bundle.file(f"{FOLDER}/{CHANNELS}"), allow_pickle=False) as stored:
             graphs = {name: _graph(g, stored) for name, g in data["graphs"].items()}
-        return Scales(data["set"], data["settings"], graphs, list(data["notes"]))
+        with np.load(bundle.file(f"{FOLDER}/{SEQUENCES}"), allow_pickle=False) as stored:
+            spoken = from_arrays(stored)
+        return Scales(data["set"], data["settings"], graphs, list(data["notes"]), spoken)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile,
             zlib.error, RecursionError) as e:  # fmt: skip
         raise BundleError(f"{SCALES} is damaged: {e}; calibrate the bundle again") from e
@@ -162,6 +168,8 @@ def save_scales(bundle: Bundle, scales: Scales, method: str) -> Bundle:
     with amended(bundle, FOLDER) as change:
         (change.stage / SCALES).write_text(text, encoding="utf-8")
         np.savez(change.stage / CHANNELS, allow_pickle=False, **arrays)
+        sequences = to_arrays(scales.spoken)
+        np.savez(change.stage / SEQUENCES, allow_pickle=False, **sequences)
         change.bundle.manifest.calibration = {
             "method": method,
             **scales.data,
@@ -173,7 +181,7 @@ def save_scales(bundle: Bundle, scales: Scales, method: str) -> Bundle:
 
 def choose_method(bundle: Bundle, method: str) -> Bundle:
     """Writes another calibrator into the manifest; the scales hold the thresholds of all."""
-    kept = [bundle.file(f"{FOLDER}/{name}") for name in (SCALES, CHANNELS)]
+    kept = [bundle.file(f"{FOLDER}/{name}") for name in (SCALES, CHANNELS, SEQUENCES)]
     with amended(bundle, FOLDER) as change:
         for path in kept:
             shutil.copyfile(path, change.stage / path.name)

@@ -120,6 +120,13 @@ def text(result: Quantized, bundle: Path, slim: Path | None) -> str:
     lines += [table(("engine", "graph", "output", "relative error", "cosine"), rows), ""]
     narrow = ", ".join(f"{graph} {len(nodes)}" for graph, nodes in result.quantized.items())
     lines.append(f"narrow layers  {narrow or 'every graph'}")
+    if result.bits:
+        four = sum(bits == 4 for bits in result.bits.values())
+        wide = [name for name, bits in result.bits.items() if bits == 8]
+        lines.append(f"4 bits         llm {four} of {len(result.bits)}; 8 bits: {', '.join(wide)}")
+    if result.given_back:
+        given = ", ".join(result.given_back)
+        lines.append(f"given back     {len(result.given_back)} layers, to pass: {given}")
     share = result.bytes / result.source_bytes
     lines.append(
         f"size           {result.bytes / 1e6:.1f} MB, {share:.2f} of fp32's (what one runtime "
@@ -137,8 +144,8 @@ def text(result: Quantized, bundle: Path, slim: Path | None) -> str:
             if d is not None
         ]
         parts.append(
-            f"{v.agreement:.1%} of {v.questions} answers have its words, {v.identical:.1%} are "
-            "identical"
+            f"{round(v.agreement * v.questions)} of {v.questions} answers have its words "
+            f"({v.agreement:.2%}), {v.identical:.1%} are identical"
         )
         lines.append(f"gate           {engine}: {'; '.join(parts)}")
     lines += [f"note           {note}" for note in result.notes]

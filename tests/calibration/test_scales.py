@@ -117,7 +117,7 @@ DAMAGE = {
     "a negative threshold": lambda d: d["graphs"]["encoder"]["tensors"]["a"].update(mse=-1),
     "text for a number": lambda d: d["graphs"]["encoder"]["tensors"]["a"].update(mse="x"),
     "a lost channel": lambda d: d["graphs"]["encoder"]["tensors"]["a"].update(channels="no"),
-    "another format": lambda d: d.update(format=2),
+    "another format": lambda d: d.update(format=1),
     "a list of graphs": lambda d: d.update(graphs=[]),
 }
 
