@@ -187,4 +187,6 @@ TOLERANCES = {
     "int8+int4-llm": Tolerance(relative=0.6, mask_iou=0.8, tokens_equal=False),
     "fp8": Tolerance(relative=0.35, mask_iou=0.8, tokens_equal=False),
     "bf16": Tolerance(relative=3e-2, mask_iou=0.98, tokens_equal=False),
+    "int8+bf16": Tolerance(relative=0.35, mask_iou=0.8, tokens_equal=False),
+    "int8+int4-llm+bf16": Tolerance(relative=0.6, mask_iou=0.8, tokens_equal=False),
 }

@@ -3,15 +3,19 @@
 No engine is the fastest for every graph (on a CPU, OpenVINO wins most encoders and ONNX Runtime
 most decoders), and none is on every machine. So each candidate opens the graph, answers the
 bundle's reference inputs, and is timed on them if its answers are within tolerance; the choice is
-remembered (`runtime/remembered.py`). A graph has one engine, so the LLM's cache never changes
-hands; between graphs values are numpy arrays.
+remembered (`runtime/remembered.py`). Between graphs values are numpy arrays.
+
+With precision `auto`, every precision that the bundle has, and none that failed its gate, competes
+too, and the LLM may be split: one form for the prompt, another for the answer's tokens, where that
+gains enough to be worth two copies of its weights. Each recipe was judged alone; what the chosen
+mixture loses is for `geomag-edge eval --engine auto --precision auto` to say.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
@@ -22,15 +26,19 @@ from geomag_edge.errors import EngineError, GeoMagError
 from geomag_edge.graphs import CHAIN, TOLERANCES, Tolerance, past_names, present_names
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engine import (
+    ANY,
+    BF16,
     BF16_ENGINES,
     ENGINES,
     Engine,
     Session,
     graph_set,
+    graph_sets,
     open_engine,
 )
 from geomag_edge.runtime.reference import FILES, Call, load_reference
 from geomag_edge.runtime.remembered import conditions, place, recall, remember
+from geomag_edge.runtime.split import HANDS_OVER, SplitSession
 from geomag_edge.runtime.values import HOST, Values, values_of
 from geomag_edge.runtime.verify import replay
 
@@ -46,30 +54,42 @@ TIMED_STEPS = 4
 ROUNDS, ENOUGH_S = (3, 20), 1.0
 """Least and most rounds of a timing, and the time after which the least is enough."""
 
+_FORM_OF = {"ort-cpu": "onnxruntime", "ort-cuda": "onnxruntime", "openvino": "openvino"}
+"""Which file of a graph an engine reads (`geomag_edge.graphs.FORMS`); others read TensorRT's."""
+
 Clock = Callable[[], float]
-Work = Callable[[Session, Clock], float]
-"""(open session, clock in seconds) -> milliseconds of one round of a graph's typical work."""
+Parts = tuple[float, ...]
+Work = Callable[[Session, Clock], Parts]
+"""(open session, clock in seconds) -> milliseconds of the parts of one round of a graph's typical
+work: for the LLM the prompt and the answer's tokens, else all in one."""
+
+SPLIT_GAIN = 0.9
+"""The LLM is split if that takes at most so much of its fastest single form's time."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate: its best round in ms, and its largest error over an output's scale."""
+    """One candidate: its best ms, whole and of each part, and its largest error over an output's
+    scale. `engine` is an engine's name, or with precision `auto` ENGINE/PRECISION."""
 
     engine: str
     provider: str
     ms: float
     relative: float
+    parts: Parts = ()
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A graph's engine, and why. `left_out` gives the reason of each candidate not measured."""
+    """A graph's engine, and why. `left_out` gives the reason of each candidate not measured;
+    `decode` names what makes the answer's tokens, where that is another."""
 
     graph: str
     engine: str
     work: str
     measured: tuple[Measured, ...]
     left_out: dict[str, str]
+    decode: str | None = None
 
 
 def choose(
@@ -114,7 +134,8 @@ def choose(
                 )
                 continue
             worst = max((d.relative for d in drifts), default=0.0)
-            measured.append(Measured(name, session.provider, _best(session, work, clock), worst))
+            parts = _best(session, work, clock)
+            measured.append(Measured(name, session.provider, sum(parts), worst, parts))
         except GeoMagError as e:
             left_out[name] = str(e)
         finally:
@@ -126,13 +147,36 @@ def choose(
     return Choice(graph, fastest.engine, described, tuple(measured), left_out)
 
 
-def _best(session: Session, work: Work, clock: Clock) -> float:
-    """The fastest round's milliseconds."""
+def fastest_of(graph: str, choices: list[Choice]) -> Choice:
+    """One choice out of those among the forms of each precision; see `SPLIT_GAIN`.
+
+    Raises:
+        EngineError: nothing was measured.
+    """
+    measured = tuple(m for choice in choices for m in choice.measured)
+    left_out = {name: why for choice in choices for name, why in choice.left_out.items()}
+    if not measured:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise EngineError(f"no engine of this machine can run the graph {graph}: {reasons}")
+    best = min(measured, key=lambda m: m.ms)
+    whole = Choice(graph, best.engine, choices[0].work, measured, left_out)
+    able = [m for m in measured if m.engine.partition("/")[0] in HANDS_OVER and len(m.parts) == 2]
+    if graph != "llm" or not able:
+        return whole
+    first = min(able, key=lambda m: m.parts[0])
+    rest = min(able, key=lambda m: m.parts[1])
+    if first is rest or first.parts[0] + rest.parts[1] > SPLIT_GAIN * best.ms:
+        return whole
+    return replace(whole, engine=first.engine, decode=rest.engine)
+
+
+def _best(session: Session, work: Work, clock: Clock) -> Parts:
+    """The fastest milliseconds of each part."""
     start = clock()
-    rounds: list[float] = []
+    rounds: list[Parts] = []
     while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and clock() - start < ENOUGH_S):
         rounds.append(work(session, clock))
-    return min(rounds)
+    return tuple(min(part) for part in zip(*rounds, strict=True))
 
 
 def _work(graph: str, calls: list[Call], layers: int) -> tuple[Work, str]:
@@ -148,16 +192,16 @@ def _work(graph: str, calls: list[Call], layers: int) -> tuple[Work, str]:
         described = f"prefill of {length} tokens, {ANSWER_TOKENS} decode steps"
         return lambda session, clock: _answer_ms(session, prefill, layers, clock), described
 
-    def every_call(session: Session, clock: Clock) -> float:
+    def every_call(session: Session, clock: Clock) -> Parts:
         start = clock()
         for call in calls:
             session.run(call.inputs)
-        return (clock() - start) * 1e3
+        return ((clock() - start) * 1e3,)
 
     return every_call, f"the reference's {len(calls)} calls"
 
 
-def _answer_ms(session: Session, prefill: Mapping[str, Any], layers: int, clock: Clock) -> float:
+def _answer_ms(session: Session, prefill: Mapping[str, Any], layers: int, clock: Clock) -> Parts:
     """One prefill and a typical answer's decode steps, the cache kept by the engine."""
     names = list(zip(past_names(layers), present_names(layers), strict=True))
     kept = frozenset(present for _, present in names)
@@ -176,7 +220,7 @@ def _answer_ms(session: Session, prefill: Mapping[str, Any], layers: int, clock:
             keep=kept,
         )
     decoded = clock()
-    return ((filled - start) + (decoded - filled) * ANSWER_TOKENS / TIMED_STEPS) * 1e3
+    return (filled - start) * 1e3, (decoded - filled) * ANSWER_TOKENS / TIMED_STEPS * 1e3
 
 
 class AutoEngine:
@@ -210,7 +254,7 @@ class AutoEngine:
         self.choices: dict[str, Choice] = {}
         self._not_remembered: str | None = None
         self._anew, self._candidates = anew, candidates
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[tuple[str, str], Engine] = {}
         self._calls: list[Call] | None = None
         try:
             for graph in CHAIN:
@@ -225,9 +269,19 @@ class AutoEngine:
         """Opens one graph in its engine, whose name the session's provider begins with."""
         if graph not in self.choices:
             self._decide(graph)
-        name = self.choices[graph].engine
-        session = self._open(name, graph)
-        session.provider = f"{name}: {session.provider}"
+        choice = self.choices[graph]
+        session = self._named(choice.engine, graph)
+        if choice.decode is None:
+            return session
+        try:
+            return SplitSession(session, self._named(choice.decode, graph))
+        except BaseException:
+            session.close()
+            raise
+
+    def _named(self, form: str, graph: str) -> Session:
+        session = self._open(form, graph)
+        session.provider = f"{form}: {session.provider}"
         return session
 
     def close(self) -> None:
@@ -256,34 +310,56 @@ class AutoEngine:
     @property
     def values(self) -> Values:
         """How the chain joins values: an engine's own way only if that engine runs every graph."""
-        names = {self.choices[graph].engine for graph in CHAIN}
-        return values_of(self._engine(names.pop())) if len(names) == 1 else HOST
+        forms = {x for g in CHAIN for x in (self.choices[g].engine, self.choices[g].decode) if x}
+        return values_of(self._engine(forms.pop())) if len(forms) == 1 else HOST
 
-    def _engine(self, name: str) -> Engine:
-        if name not in self._engines:
-            precision = self.precision
-            if name not in BF16_ENGINES:  # they compete with the fp32 graphs, which are no worse
-                precision = graph_set(self.bundle, precision)
-            self._engines[name] = open_engine(name, self.bundle, precision, self.threads)
-        return self._engines[name]
+    def _engine(self, form: str) -> Engine:
+        name, _, precision = form.partition("/")
+        precision = precision or self.precision
+        if name not in BF16_ENGINES:  # they compete with the plain graphs, which are no worse
+            precision = graph_set(self.bundle, precision)
+        if (name, precision) not in self._engines:
+            self._engines[name, precision] = open_engine(name, self.bundle, precision, self.threads)
+        return self._engines[name, precision]
 
-    def _open(self, name: str, graph: str) -> Session:
-        return self._engine(name).session(graph)
+    def _open(self, form: str, graph: str) -> Session:
+        return self._engine(form).session(graph)
+
+    def _forms(self, graph: str) -> dict[str, list[str]]:
+        """Precision -> the forms in it that compete for a graph, none of them twice."""
+        if self.precision != ANY:
+            return {self.precision: list(self._candidates)}
+        forms: dict[str, list[str]] = {}
+        seen = set()
+        for stored in graph_sets(self.bundle, ANY):
+            wide = BF16 if stored == "fp32" else f"{stored}+{BF16}"
+            for precision in (stored, wide):
+                for name in self._candidates:
+                    if precision == wide and name not in BF16_ENGINES:
+                        continue
+                    file = self.bundle.record(graph, stored, _FORM_OF.get(name, "tensorrt"))["file"]
+                    key = name, file, precision == wide
+                    if precision in TOLERANCES and key not in seen:
+                        seen.add(key)
+                        forms.setdefault(precision, []).append(f"{name}/{precision}")
+        return forms
 
     def _decide(self, graph: str) -> None:
         """Finds a graph's engine: remembered, or measured and then remembered."""
-        stored = graph_set(self.bundle, self.precision)
-        self.bundle.graph(graph, stored)  # a damaged bundle is no engine's fault
-        under = conditions(self.bundle, graph, stored, self._candidates, self.threads)
+        stored = graph_sets(self.bundle, self.precision)
+        for precision in stored:
+            self.bundle.graph(graph, precision)  # a damaged bundle is no engine's fault
+        forms = [form for listed in self._forms(graph).values() for form in listed]
+        under = conditions(self.bundle, graph, stored, forms, self.threads)
         path = place(graph, self.precision, under)
-        choice = None if self._anew else _from_record(recall(path), graph, self._candidates)
+        choice = None if self._anew else _from_record(recall(path), graph, forms)
         if choice is None:
             choice = self._measure(graph)
             self._not_remembered = remember(path, _to_record(choice, self.precision, under))
         self.choices[graph] = choice
 
     def _measure(self, graph: str) -> Choice:
-        if self.precision not in TOLERANCES:
+        if self.precision not in (*TOLERANCES, ANY):
             raise EngineError(
                 f"engine auto knows no tolerance for {self.precision}: name an engine, such as "
                 "ort-cpu"
@@ -292,9 +368,23 @@ class AutoEngine:
             samples = load_reference(*(self.bundle.file(f"reference/{name}") for name in FILES))
             self._calls = [call for sample in samples for call in sample.calls]
         calls = [call for call in self._calls if call.graph == graph]
-        openers = {name: partial(self._open, name, graph) for name in self._candidates}
         layers = self.bundle.manifest.decoder.layers
-        return choose(graph, openers, calls, TOLERANCES[self.precision], layers)
+
+        def among(precision: str, forms: list[str]) -> Choice:
+            openers = {form: partial(self._open, form, graph) for form in forms}
+            return choose(graph, openers, calls, TOLERANCES[precision], layers)
+
+        if self.precision != ANY:
+            return among(self.precision, list(self._candidates))
+        found, failed = [], {}
+        for precision, forms in self._forms(graph).items():
+            try:
+                found.append(among(precision, forms))
+            except EngineError as e:
+                failed[precision] = str(e)
+        if not found:
+            raise EngineError("; ".join(failed.values()))
+        return fastest_of(graph, found)
 
 
 def _to_record(choice: Choice, precision: str, under: dict[str, Any]) -> dict[str, Any]:
@@ -303,7 +393,7 @@ def _to_record(choice: Choice, precision: str, under: dict[str, Any]) -> dict[st
 
 
 def _from_record(
-    record: dict[str, Any] | None, graph: str, candidates: tuple[str, ...]
+    record: dict[str, Any] | None, graph: str, candidates: Sequence[str]
 ) -> Choice | None:
     """A remembered choice; None if it is not one, so that it gets measured anew."""
     if record is None:
@@ -313,9 +403,13 @@ def _from_record(
             graph=record["graph"],
             engine=record["engine"],
             work=str(record["work"]),
-            measured=tuple(Measured(**m) for m in record["measured"]),
+            measured=tuple(
+                Measured(**{**m, "parts": tuple(m.get("parts", ()))}) for m in record["measured"]
+            ),
             left_out={str(k): str(v) for k, v in record["left_out"].items()},
+            decode=record.get("decode"),
         )
     except (KeyError, TypeError, AttributeError):
         return None
-    return choice if choice.graph == graph and choice.engine in candidates else None
+    known = choice.engine in candidates and choice.decode in (None, *candidates)
+    return choice if choice.graph == graph and known else None

@@ -16,7 +16,11 @@ ENGINES = ("auto", "torch", "ort-cpu", "openvino", *GPU_ENGINES)
 """Engines that this version can open; `auto` chooses among the others, graph by graph."""
 
 BF16 = "bf16"
-"""The precision that runs a bundle's fp32 graphs in bfloat16: half the bytes of every weight."""
+"""The precision that runs a bundle's fp32 graphs in bfloat16: half the bytes of every weight.
+`int8+bf16` runs the int8 graphs with what is not quantised in bfloat16."""
+
+ANY = "auto"
+"""The precision of engine `auto` alone: for each graph the fastest of all that the bundle has."""
 
 BF16_ENGINES = ("openvino",)
 """Engines that have `bf16`."""
@@ -69,8 +73,9 @@ def open_engine(
     Args:
         name: one of `ENGINES`.
         bundle: the bundle.
-        precision: which set of graphs; `bf16` runs the fp32 graphs in bfloat16
-            (`openvino`, or `auto`).
+        precision: which set of graphs; `bf16` runs the fp32 graphs in bfloat16, `int8+bf16` the
+            rest of the int8 graphs (`openvino`, or `auto`); `auto`, with engine `auto`, the
+            fastest of all for each graph.
         threads: CPU threads of a graph; None leaves it to the engine.
         checkpoint: for `torch`, the folder that the bundle was exported from, if it has moved.
 
@@ -79,6 +84,10 @@ def open_engine(
     """
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: this version has {', '.join(ENGINES)}")
+    if precision == ANY and name != "auto":
+        raise EngineError(
+            f"precision {ANY} is for engine auto: name one of the bundle's for {name}"
+        )
     as_bf16 = graph_set(bundle, precision) != precision
     if as_bf16 and name not in (*BF16_ENGINES, "auto"):
         raise EngineError(
@@ -110,8 +119,23 @@ def open_engine(
 
 
 def graph_set(bundle: Bundle, precision: str) -> str:
-    """The set of a bundle's graphs that a precision runs: its own, or fp32's for `bf16`."""
-    return "fp32" if precision == BF16 and BF16 not in bundle.manifest.graphs else precision
+    """The set of a bundle's graphs that a precision runs: its own, fp32's for `bf16`, int8's for
+    `int8+bf16`."""
+    if precision in bundle.manifest.graphs:
+        return precision
+    return "fp32" if precision == BF16 else precision.removesuffix(f"+{BF16}")
+
+
+def graph_sets(bundle: Bundle, precision: str) -> list[str]:
+    """As `graph_set`, or for `auto` every set that may run: all but those that failed a gate."""
+    if precision != ANY:
+        return [graph_set(bundle, precision)]
+    reports = bundle.manifest.accuracy
+    return [
+        name
+        for name in bundle.manifest.graphs
+        if all(gate.get("ok", True) for gate in reports.get(name, {}).get("gate", {}).values())
+    ]
 
 
 def default_precision(bundle: Bundle) -> str:

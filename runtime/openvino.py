@@ -2,8 +2,8 @@
 
 A graph's arithmetic is told to OpenVINO, never left to its default, which is bfloat16 wherever the
 CPU has it: float32 keeps a bundle's answers, and bfloat16 is asked for by the precision `bf16`. In
-an int8 graph, what is not quantised stays in float32: slower than in bfloat16 where the CPU has it,
-but then quantisation's loss, which the gate has judged, is the only one.
+an int8 graph, what is not quantised stays in float32, so that quantisation's loss, which the gate
+has judged, is the only one, unless `int8+bf16` is asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from geomag_edge.errors import EngineError, MissingExtraError
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.engine import BF16, graph_set
+from geomag_edge.runtime.engine import graph_set
 
 BF16_GRAPHS = frozenset({"encoder", "llm", "mask_head"})
 """What `bf16` runs in bfloat16. The others stay in float32: crops must be the exact ones, an
@@ -29,7 +29,8 @@ class OpenVinoEngine:
 
     Args:
         bundle: the bundle.
-        precision: a set of its graphs, or `bf16`, which runs the fp32 graphs in bfloat16.
+        precision: a set of its graphs; `bf16`, which runs the fp32 graphs in bfloat16; or
+            `int8+bf16`, the int8 graphs with what is not quantised in bfloat16.
         threads: CPU threads of a graph; None leaves it to OpenVINO.
 
     Raises:
@@ -48,7 +49,8 @@ class OpenVinoEngine:
             ) from e
         self.bundle, self.precision, self.threads = bundle, precision, threads
         self._core = openvino.Core()
-        if graph_set(bundle, precision) != precision:
+        self._in_bf16 = graph_set(bundle, precision) != precision
+        if self._in_bf16:
             able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             if "BF16" not in able:
                 raise EngineError("this CPU has no bfloat16: use --precision fp32")
@@ -59,7 +61,7 @@ class OpenVinoEngine:
             from geomag_edge.cpp_ext.openvino_op import psc_crop_extension
 
             self._core.add_extension(psc_crop_extension())
-        arithmetic = "bf16" if self.precision == BF16 and graph in BF16_GRAPHS else "f32"
+        arithmetic = "bf16" if self._in_bf16 and graph in BF16_GRAPHS else "f32"
         stored = graph_set(self.bundle, self.precision)
         path = self.bundle.graph(graph, stored, "openvino")
         return OpenVinoSession(self._core, path, arithmetic, self.threads)

@@ -22,7 +22,7 @@ from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import PromptError
 from geomag_edge.graphs import CHAIN, past_names, present_names
 from geomag_edge.runtime.chain import Chain, Stopwatch
-from geomag_edge.runtime.engine import graph_set
+from geomag_edge.runtime.engine import graph_sets
 from geomag_edge.runtime.frontier import candidates
 from geomag_edge.runtime.latency import LatencyModel, fitted
 from geomag_edge.runtime.pipeline import Pipeline
@@ -90,7 +90,7 @@ def place(pipe: Pipeline, threads: int | None) -> Path:
 def conditions(pipe: Pipeline, threads: int | None) -> dict[str, Any]:
     """All that the times depend on, as plain data."""
     engine, bundle = pipe.chain.engine, pipe.bundle
-    files = bundle.graph_files(graph_set(bundle, engine.precision))
+    files = set().union(*map(bundle.graph_files, graph_sets(bundle, engine.precision)))
     return {
         "format": FORMAT_VERSION,
         "graph_sha256": {name: bundle.manifest.files[name] for name in sorted(files)},

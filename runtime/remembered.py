@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -67,19 +68,26 @@ def versions() -> dict[str, str]:
 
 
 def conditions(
-    bundle: Bundle, graph: str, stored: str, candidates: tuple[str, ...], threads: int | None
+    bundle: Bundle,
+    graph: str,
+    stored: Sequence[str],
+    candidates: Sequence[str],
+    threads: int | None,
 ) -> dict[str, Any]:
     """All that a measurement of one graph depends on, as plain data.
 
     Args:
         bundle: the bundle.
         graph: the graph's name.
-        stored: the set of the bundle's graphs that holds it.
+        stored: the sets of the bundle's graphs that may run.
         candidates: names of the engines to be measured.
         threads: CPU threads asked for, or None.
     """
-    record = bundle.record(graph, stored)
-    forms = [record, *(record.get("forms", {})[k] for k in sorted(record.get("forms", {})))]
+    forms = []
+    for precision in stored:
+        record = bundle.record(graph, precision)
+        own = record.get("forms", {})
+        forms += [record, *(own[name] for name in sorted(own))]
     files = [name for form in forms for name in (form["file"], *form["data"])]
     hashes = bundle.manifest.files
     return {

@@ -27,8 +27,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remeasure", action="store_true", help="with --engine auto: measure anew")
     parser.add_argument(
         "--precision", metavar="P",
-        help="which graphs of the bundle: fp32, fp16, ... (default: fp32, or the only one); bf16 "
-        "runs the fp32 graphs in bfloat16, with --engine openvino or auto",
+        help="which graphs of the bundle: fp32, fp16, ... (default: fp32, or the only one); with "
+        "--engine openvino or auto, bf16 runs the fp32 graphs in bfloat16, int8+bf16 the rest of "
+        "the int8 ones; with --engine auto, auto takes the fastest for each graph",
     )  # fmt: skip
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
     parser.add_argument(

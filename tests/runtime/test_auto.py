@@ -15,7 +15,14 @@ from geomag_edge.errors import BundleError, EngineError, MissingExtraError
 from geomag_edge.graphs import CHAIN, TOLERANCES
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime import auto, remembered
-from geomag_edge.runtime.auto import ANSWER_TOKENS, AutoEngine, choose
+from geomag_edge.runtime.auto import (
+    ANSWER_TOKENS,
+    AutoEngine,
+    Choice,
+    Measured,
+    choose,
+    fastest_of,
+)
 from geomag_edge.runtime.reference import Call
 
 FP32 = TOLERANCES["fp32"]
@@ -174,6 +181,47 @@ def test_an_llm_is_timed_as_a_prefill_and_a_typical_answer():
         [100 + 11 * ANSWER_TOKENS, 180 + 5 * ANSWER_TOKENS]
     )
     assert choice.work == f"prefill of 6 tokens, {ANSWER_TOKENS} decode steps"
+
+
+def measurement(name, *parts):
+    return Measured(name, "fake", sum(parts), 0.0, parts)
+
+
+def llm_choice(*measured, left_out=None):
+    best = min(measured, key=lambda m: m.ms)
+    return Choice("llm", best.engine, "work", measured, left_out or {})
+
+
+def test_among_precisions_the_fastest_form_wins_and_all_are_told():
+    choices = [
+        llm_choice(measurement("ort-cpu/fp32", 9.0)),
+        llm_choice(measurement("ort-cpu/int8", 5.0), left_out={"openvino/int8": "broken"}),
+    ]
+    found = fastest_of("llm", choices)
+    assert (found.engine, found.decode) == ("ort-cpu/int8", None)
+    assert [m.engine for m in found.measured] == ["ort-cpu/fp32", "ort-cpu/int8"]
+    assert found.left_out == {"openvino/int8": "broken"}
+    with pytest.raises(EngineError, match="openvino/int8: broken"):
+        fastest_of("llm", [Choice("llm", "", "work", (), {"openvino/int8": "broken"})])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "engine", "decode"),
+    [
+        ((50, 160), (90, 70), "openvino/int8", "ort-cpu/int4-llm"),  # 120 against 160
+        ((85, 160), (90, 70), "ort-cpu/int4-llm", None),  # 155 against 160: not worth two copies
+        ((50, 60), (90, 70), "openvino/int8", None),
+    ],
+)
+def test_the_llm_is_split_where_that_is_worth_two_copies(one, other, engine, decode):
+    forms = [measurement("openvino/int8", *one), measurement("ort-cpu/int4-llm", *other)]
+    found = fastest_of("llm", [llm_choice(*forms)])
+    assert (found.engine, found.decode) == (engine, decode)
+
+
+def test_a_cache_on_a_device_does_not_change_hands():
+    forms = [measurement("tensorrt/int8", 50, 160), measurement("ort-cpu/int4-llm", 90, 70)]
+    assert fastest_of("llm", [llm_choice(*forms)]).decode is None
 
 
 @pytest.fixture
@@ -342,7 +390,8 @@ def test_doctor_shows_what_is_remembered(bundle, cache, measured, capsys):
         graph: choice.engine for graph, choice in engine.choices.items()
     }
     record = next(r for r in shown if r["graph"] == "llm")
-    assert record["measured"] == [dataclasses.asdict(engine.choices["llm"].measured[0])]
+    known = dataclasses.asdict(engine.choices["llm"].measured[0])
+    assert record["measured"] == [json.loads(json.dumps(known))]
     assert record["under"]["graph_sha256"]["onnx/fp32/llm.onnx"]
     assert main(["doctor"]) == 0
     assert "engine auto remembers 6 measurements" in capsys.readouterr().out
@@ -366,3 +415,41 @@ def test_run_with_auto_measures_once_and_anew_when_asked(bundle, cache, measured
 def test_remeasure_without_auto_is_a_usage_error(bundle, capsys):
     assert main(["verify", str(bundle), "--remeasure"]) == 2
     assert "--remeasure is for --engine auto" in capsys.readouterr().err
+
+
+def test_precision_auto_is_for_engine_auto(bundle):
+    with pytest.raises(EngineError, match="precision auto is for engine auto"):
+        Pipeline.load(bundle, "ort-cpu", "auto")
+
+
+def test_with_precision_auto_every_precision_competes_and_the_llm_may_be_split(
+    bundle, cache, monkeypatch, picture
+):
+    """The prompt in OpenVINO, the answer's tokens in ONNX Runtime: the answer is the plain one."""
+    asked = []
+
+    def fake(graph, candidates, calls, tolerance, layers):
+        asked.extend(candidates)
+        measured = tuple(
+            measurement(form, *((1.0, 9.0) if form.startswith("openvino") else (9.0, 1.0)))
+            for form in candidates
+        )
+        return Choice(graph, measured[0].engine, "work", measured, {})
+
+    monkeypatch.setattr(auto, "choose", fake)
+    settings = {"candidates": ("ort-cpu", "openvino")}
+    engine = AutoEngine(Bundle.open(bundle), "auto", 1, **settings)
+    assert set(asked) == {"ort-cpu/fp32", "openvino/fp32", "openvino/bf16"}
+    choice = engine.choices["llm"]
+    assert (choice.engine.partition("/")[0], choice.decode) == ("openvino", "ort-cpu/fp32")
+    prompt, prefix = "where are the ships?", "[SEG]"
+    with (
+        Pipeline.load(bundle, AutoEngine(Bundle.open(bundle), "auto", 1, **settings)) as mixed,
+        Pipeline.load(bundle, "ort-cpu", threads=1) as plain,
+    ):
+        got, expected = (p(picture, prompt, "4", 4, prefix) for p in (mixed, plain))
+    assert got.precision == "auto"
+    assert "; decode ort-cpu/fp32: CPUExecutionProvider" in got.providers["llm"]
+    assert got.token_ids[:1] == expected.token_ids[:1]
+    assert len(got.masks) >= 1
+    engine.close()
