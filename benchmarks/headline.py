@@ -1,0 +1,219 @@
+"""The figures that the README quotes: one command measures them all and writes one table.
+
+    python -m geomag_edge.benchmarks.headline --base BUNDLE --nano BUNDLE --scenes DIR
+
+`--base` is the `base` preset with the precisions int8 and int8+int4-llm, `--nano` the shipped
+checkpoint with its accuracy by budget (`geomag-edge plan BUNDLE --data SET`); `--scenes` keeps the
+rendered scenes. Each part is a script of its own, run in its own process, with its own result:
+
+| part | script |
+|---|---|
+| query | `peers.query`: a pixel-level query against PyTorch eager, torch.compile, ONNX Runtime |
+| decode | `peers.decode`: a decode step against onnxruntime-genai |
+| extent | `peers.extent`: a 20,000 px scene against one of 2,048 px |
+| tiling | `peers.tiling`: against tiling everything at native resolution |
+| deadlines | `deadlines`: 500 queries under each of three deadlines |
+| overhead | `geomag-edge bench`: what is spent outside the engines and the op |
+
+A part that fails or whose peers are not installed is left with its last committed result, and said
+so. `--only` runs some of them, `--only none` writes the table from the results that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from geomag_edge.benchmarks.machine import described
+
+RESULTS = Path(__file__).parent / "results"
+Row = tuple[str, str, str]
+"""What is compared, the goal, what was measured."""
+
+
+def main() -> None:
+    """Runs the parts, then writes the table of all results that are there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--base", type=Path, help="bundle")
+    parser.add_argument("--checkpoint", type=Path, help="of --base, if it has moved")
+    parser.add_argument("--nano", type=Path, help="bundle")
+    parser.add_argument("--scenes", type=Path, help="rendered scenes are made and kept here")
+    parser.add_argument("--genai-python", default=sys.executable, help="a Python that has it")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    wanted = [name for name in args.only.split(",") if name != "none"]
+    failed = []
+    for name in wanted:
+        command = _command(name, args)
+        print(f"{name}: {' '.join(command[1:])}", file=sys.stderr)
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+            failed.append(name)
+    table = as_markdown(args.results)
+    (args.results / "headline.md").write_text(table)
+    print(table)
+    if failed:
+        raise SystemExit(f"failed, with what was measured before in the table: {failed}")
+
+
+def _command(part: str, args: argparse.Namespace) -> list[str]:
+    """How a part is run."""
+    if part not in PARTS:
+        raise SystemExit(f"unknown part {part!r}: there are {', '.join(PARTS)}")
+    bundle = args.base if PARTS[part][0] == "base" else args.nano
+    if bundle is None or (part in ("extent", "tiling") and args.scenes is None):
+        raise SystemExit(f"{part} needs --{PARTS[part][0]} and, for large scenes, --scenes")
+    threads = ["--threads", str(args.threads)]
+    if part == "overhead":
+        return [
+            sys.executable, "-m", "geomag_edge.cli.main", "bench", str(bundle), "--engine", "auto",
+            "--precision", "auto", "--budget", "pixel", "--size", "4096", "--rounds", "9",
+            *threads, "-o", str(args.results / "bench_base"),
+        ]  # fmt: skip
+    command = [sys.executable, "-m", f"geomag_edge.benchmarks.{PARTS[part][1]}",
+               "--bundle", str(bundle), "--results", str(args.results), *threads]  # fmt: skip
+    if part in ("extent", "tiling"):
+        command += ["--scenes", str(args.scenes)]
+    if part in ("query", "decode") and args.checkpoint:
+        command += ["--checkpoint", str(args.checkpoint)]
+    if part == "decode":
+        command += ["--genai-python", args.genai_python]
+    return command
+
+
+def as_markdown(results: Path) -> str:
+    """The table of all results that are there, each with its machine's line and command."""
+    lines = [
+        "# Headline figures",
+        "",
+        "`python -m geomag_edge.benchmarks.headline --base BUNDLE --nano BUNDLE --scenes DIR`",
+        "",
+        "| comparison | goal | measured |",
+        "|---|---|---|",
+    ]
+    sources = []
+    for part, (_, _, file, rows) in PARTS.items():
+        path = results / file
+        if not path.exists():
+            lines.append(f"| {part} | - | not measured |")
+            continue
+        data = json.loads(path.read_text())
+        lines += [f"| {what} | {goal} | {value} |" for what, goal, value in rows(data)]
+        sources.append(f"- {part}: `{data['command']}`; {described(data['machine'])}")
+    return "\n".join([*lines, "", *sources]) + "\n"
+
+
+def _times(found: dict[str, Any]) -> str:
+    wall, cpu = found["wall_ms"], found["cpu_ms"]
+    return (
+        f"{wall['ratio']:.2f}x ({wall['low']:.2f} to {wall['high']:.2f}), "
+        f"CPU time {cpu['ratio']:.2f}x"
+    )
+
+
+def query_rows(data: dict[str, Any]) -> list[Row]:
+    """Against each peer, the whole query."""
+    what = f"pixel-level query, {data['scene_px']} px scene, `base`, best forms, against"
+    goals = {"eager": ">= 6x", "torch.compile": ">= 4x", "ort-cpu fp32": ">= 3x"}
+    names = {
+        "eager, reference": "Hugging Face `generate` in the model's own reference (PyTorch eager)",
+        "eager": "PyTorch eager, hidden states kept while decoding",
+        "torch.compile": "torch.compile",
+        "ort-cpu fp32": "per-graph ONNX Runtime fp32",
+    }
+    return [
+        (f"{what} {label}", goals.get(name, "-"), _times(data["ratios"][name]))
+        for name, label in names.items()
+        if name in data["ratios"]
+    ]
+
+
+def decode_rows(data: dict[str, Any]) -> list[Row]:
+    """Against each peer, a decode step at the same precision."""
+    rows = []
+    for name, found in data["ratios"].items():
+        values = {key.removeprefix("decode_"): v for key, v in found.items() if "decode" in key}
+        rows.append((f"LLM decode against {name}", ">= 1.0x", _times(values)))
+    return rows + [(f"LLM decode: {name}", "-", why) for name, why in data["missing"].items()]
+
+
+def extent_rows(data: dict[str, Any]) -> list[Row]:
+    """The largest scene against the smallest."""
+    large = max(data["ratios"], key=int)
+    return [
+        (f"{large} px scene against {min(data['ratios'], key=int)} px, time", "<= 1.5x",
+         _times(data["ratios"][large])),
+        ("the same, peak memory", "<= +300 MB", f"{data['more_mb'][large]:+.0f} MB"),
+    ]  # fmt: skip
+
+
+def tiling_rows(data: dict[str, Any]) -> list[Row]:
+    """Time for every scene, and masks where the scene was tiled completely."""
+    rows = []
+    for scene in data["scenes"]:
+        goal = ">= 50x" if scene["size_px"] >= 20_000 else "-"
+        ratio, part = scene["ratio"], f"{scene['tiles_timed']} of {scene['tiles']} tiles timed"
+        rows.append(
+            (f"{scene['size_px']} px scene against tiling everything, time", goal,
+             f"{ratio['wall_ms']:.0f}x, CPU time {ratio['cpu_ms']:.0f}x ({part})")
+        )  # fmt: skip
+        if quality := scene.get("quality"):
+            small, every = quality["small_miou"], quality["miou"]
+            rows.append(
+                (f"{scene['size_px']} px scene, mIoU of small targets against tiling's",
+                 "at least equal",
+                 f"{_share(small['ours'])} against {_share(small['tiling'])} "
+                 f"({quality['small_questions']} questions; all targets {_share(every['ours'])} "
+                 f"against {_share(every['tiling'])})")
+            )  # fmt: skip
+    return rows
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def deadline_rows(data: dict[str, Any]) -> list[Row]:
+    """The share of queries inside each deadline."""
+    return [
+        (f"{data['queries']} queries within {run['factor']:g}x the smallest budget's median",
+         ">= 99 %", f"{run['kept']:.1%}")
+        for run in data["runs"]
+    ]  # fmt: skip
+
+
+def overhead_rows(data: dict[str, Any]) -> list[Row]:
+    """What of a query is spent outside the engines and the op."""
+    rows = []
+    for case in data["cases"]:
+        ms = case["stages_ms"]
+        share = ms["outside"]["p50"] / (ms["total"]["p50"] - ms["write"]["p50"])
+        rows.append(
+            (f"overhead outside engines and op, `{data['bundle']}`, {case['image_px']} px, "
+             f"{case['engine']} {case['precision']}", "<= 5 %",
+             f"{share:.1%} ({ms['outside']['p50']:.1f} of {ms['total']['p50']:.0f} ms)")
+        )  # fmt: skip
+    return rows
+
+
+PARTS: dict[str, tuple[str, str, str, Callable[[dict[str, Any]], list[Row]]]] = {
+    "query": ("base", "peers.query", "peers_query_base.json", query_rows),
+    "decode": ("base", "peers.decode", "peers_decode_base.json", decode_rows),
+    "extent": ("nano", "peers.extent", "peers_extent_nano.json", extent_rows),
+    "tiling": ("nano", "peers.tiling", "peers_tiling_nano.json", tiling_rows),
+    "deadlines": ("nano", "deadlines", "deadlines_nano.json", deadline_rows),
+    "overhead": ("base", "bench", "bench_base/bench.json", overhead_rows),
+}
+"""Part -> whose bundle, its module, its result, and its rows."""
+
+
+if __name__ == "__main__":
+    main()
