@@ -14,7 +14,7 @@ from .switch import SwitchEngine, SwitchSession
 
 @dataclass(frozen=True)
 class Blame:
-    """What one node's quantised input costs its graph.
+    """What one node's quantised input costs its graph; nodes that read the same have the same.
 
     Attributes:
         graph, node: the ONNX node.
@@ -56,9 +56,10 @@ def blame(bundle: Bundle, precision: str, samples: list[Sample]) -> list[Blame]:
             engine.wide = frozenset()
             whole = _error(session, calls)
             for key in nodes:
-                engine.wide = {key}
+                shared = engine.sharing(key)
+                engine.wide = shared
                 saved = whole - _error(session, calls)
-                engine.wide = set(nodes) - {key}
+                engine.wide = set(nodes) - shared
                 found.append(Blame(graph, key[1], _error(session, calls), saved))
         session.close()
     return sorted(found, key=lambda b: max(b.alone, b.saved), reverse=True)

@@ -1,4 +1,4 @@
-"""What each layer's 4 bits do to the answer's tokens: the model's own answers, teacher-forced.
+"""What each layer's rounding does to the answer's tokens: the model's own answers, teacher-forced.
 
 One run of the LLM over a prompt and its answer gives the odds of every token of the answer. Odds
 tell more than answers do: most roundings change no answer of a small set, but all of them move the
@@ -7,7 +7,7 @@ odds, and by how much foretells how many answers of a large one change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from geomag_edge.errors import CalibrationError
+from geomag_edge.manifest import Bundle
 
 from .int4 import BlockWeight, last_layers
 from .linears import find_linears
 from .sequences import Spoken, feeds_of, open_graph
+from .switch import SwitchEngine
 
 ENOUGH, LEAST = 64, 2
 PRODUCTS = 1e13
@@ -73,9 +75,26 @@ class ForcedLlm:
         feeds = feeds_of(self._session, spoken) | self._weights
         feeds |= {self._of[node]: weight for node, weight in weights.items()}
         [hidden] = self._session.run(["hidden_states"], feeds)
+        return self.odds_of(hidden, spoken)
+
+    def odds_of(self, hidden: NDArray[np.floating], spoken: Spoken) -> NDArray[np.float64]:
+        """The same, of hidden states [1,T,D] that another graph made."""
         logits = hidden[0, spoken.answer :].astype(np.float64) @ self._head
         logits -= logits.max(axis=1, keepdims=True)
         return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
+
+    def feeds(self, spoken: Spoken) -> dict[str, NDArray]:
+        """What a graph of this decoder's ports reads of a sequence."""
+        return feeds_of(self._session, spoken)
+
+    def affordable(self, spoken: Sequence[Spoken], layers: int) -> list[Spoken]:
+        """The first sequences, as many as it pays to measure so many layers on."""
+        tokens, some = PRODUCTS / self.products / max(layers, 1), list[Spoken]()
+        for one in spoken[:ENOUGH]:
+            if len(some) >= LEAST and sum(s.tokens for s in some) + one.tokens > tokens:
+                break
+            some.append(one)
+        return some
 
 
 def layer_losses(
@@ -98,12 +117,7 @@ def layer_losses(
         node name -> Kullback-Leibler divergence from float32's odds, nats a token.
     """
     llm = ForcedLlm(graph, threads)
-    affordable = PRODUCTS / llm.products / max(len(weights), 1)
-    some: list[Spoken] = []
-    for one in spoken[:ENOUGH]:
-        if len(some) >= LEAST and sum(s.tokens for s in some) + one.tokens > affordable:
-            break
-        some.append(one)
+    some = llm.affordable(spoken, len(weights))
     wide = [llm.odds(one, {}) for one in some]
     losses = {}
     for node, narrow in weights.items():
@@ -111,6 +125,53 @@ def layer_losses(
         weight = {node: narrow.dequantized()}
         moved = [_divergence(a, llm.odds(one, weight)) for a, one in zip(wide, some, strict=True)]
         losses[node] = float(np.concatenate(moved).mean())
+    return losses
+
+
+def activation_losses(
+    graph: Path,
+    bundle: Bundle,
+    precision: str,
+    spoken: Sequence[Spoken],
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda node: None,
+) -> dict[str, float]:
+    """What each layer's quantised input costs alone; the LLM's weights are narrow throughout.
+
+    Layers that read the same have the same loss. The head's own input is not looked at: it has 0.
+
+    Args:
+        graph: the float32 decoder.
+        bundle: with the precision's graphs.
+        precision: one whose LLM has Q/DQ on its activations.
+        spoken: prompts and answers; the first of them, where the model is large.
+        threads: CPU threads.
+        progress: called with each node's name.
+
+    Returns:
+        node name -> Kullback-Leibler divergence from the odds with no input quantised.
+    """
+    llm, engine = ForcedLlm(graph, threads), SwitchEngine(bundle, precision, threads)
+    session = engine.session("llm")
+    nodes = engine.nodes()
+    some = llm.affordable(spoken, len(nodes))
+
+    def odds(wide: Collection[tuple[str, str]]) -> list[NDArray[np.float64]]:
+        engine.wide = wide
+        return [llm.odds_of(session.run(llm.feeds(one))["hidden_states"], one) for one in some]
+
+    free = odds(set(nodes))
+    losses: dict[str, float] = {}
+    for key in nodes:
+        progress(key[1])
+        if key[1] in losses:
+            continue  # reads what an earlier one reads
+        shared = engine.sharing(key)
+        moved = map(_divergence, free, odds(set(nodes) - shared))
+        losses |= dict.fromkeys(
+            (node for _, node in shared), float(np.concatenate([*moved]).mean())
+        )
+    session.close()
     return losses
 
 

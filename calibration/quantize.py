@@ -21,7 +21,7 @@ from geomag_edge.runtime.verify import verify
 from .blame import Blame, blame
 from .datasets import Dataset
 from .evaluate import evaluate
-from .forced import layer_losses
+from .forced import activation_losses, layer_losses
 from .gate import Gate, Verdict, judge
 from .int4 import BlockWeight, bits_of
 from .recipes import CALIBRATED, in_4_bits
@@ -169,7 +169,7 @@ def quantize(
                 keep = [*keep, *(f"{graph}/{glob.escape(node)}" for graph, node in found.wide)]
             result = attempt()
             if relax and not result.ok and recipe in CALIBRATED:
-                order = _order(bundle, recipe, method, fitted, threads, progress)
+                order = _order(bundle, change.bundle, recipe, method, fitted, threads, progress)
                 result = _relaxed(order, attempt, result)
             if not result.ok:
                 samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
@@ -211,17 +211,21 @@ def _relaxed(
 
 
 def _order(
-    bundle: Bundle, recipe: str, method: str | None, fitted: Mapping[str, BlockWeight] | None,
-    threads: int | None, progress: Callable[[str], None],
+    bundle: Bundle, made: Bundle, recipe: str, method: str | None,
+    fitted: Mapping[str, BlockWeight] | None, threads: int | None,
+    progress: Callable[[str], None],
 ) -> list[Node]:  # fmt: skip
-    """What to give back first; nothing for a recipe that does not know its layers."""
-    scales, losses = load_scales(bundle), {}
+    """What to give back first, of the precision that `made` holds."""
+    scales, graph = load_scales(bundle), bundle.graph("llm", SOURCE)
+
+    def weighing(node: str) -> None:
+        progress(f"weighing {node}")
+
     if fitted:
         four = {node: weight for node, weight in fitted.items() if weight.bits == 4}
-        losses = layer_losses(
-            bundle.graph("llm", SOURCE), scales.spoken, four, threads,
-            lambda node: progress(f"weighing {node}"),
-        )  # fmt: skip
+        losses = layer_losses(graph, scales.spoken, four, threads, weighing)
+    else:
+        losses = activation_losses(graph, made, recipe, scales.spoken, threads, weighing)
     return layers_by_noise(bundle, recipe, SOURCE, scales, method_of(bundle, method), losses)
 
 

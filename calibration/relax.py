@@ -11,7 +11,7 @@ from geomag_edge.manifest import Bundle
 
 from .linears import find_linears
 from .noise import NOISY, predicted_noise
-from .recipes import find_recipe, int8_linears
+from .recipes import find_recipe, in_4_bits, int8_linears
 from .scales import Scales
 from .smooth import smooth
 
@@ -32,9 +32,9 @@ def layers_by_noise(
 ) -> list[Node]:
     """(graph, node) of the layers that a recipe makes narrow, those to give back first in front.
 
-    Layers that stay wide anyway are left out. Layers of 8 bits go by the noise predicted for them,
-    those of 4 bits by what they cost (`forced.layer_losses`) for every weight that they hold:
-    giving back a small layer costs little space. The two take turns, since their measures do not
+    Layers that stay wide anyway are left out. The LLM's go by what they cost (`forced`), in 4 bits
+    for every weight that they hold: giving back a small layer costs little space. Other graphs'
+    layers go by the noise predicted for them. The graphs take turns, since these measures do not
     compare. The list ends where less than `LEFT` of the weights would stay narrow.
 
     Args:
@@ -43,25 +43,26 @@ def layers_by_noise(
         source: the float32 graphs' precision.
         scales: what calibration saw.
         method: the calibrator.
-        losses: of the LLM's layers in 4 bits; empty if the recipe has none.
+        losses: of the LLM's layers, as the recipe has them.
     """
     sizes: dict[Node, int] = {}
-    noise: dict[Node, float] = {}
+    ranked: list[list[Node]] = []
+    if losses:
+        size = _sizes(ir.load(bundle.graph("llm", source)))
+        cost = {n: x / size[n] for n, x in losses.items()} if in_4_bits(recipe) else losses
+        ranked.append([("llm", n) for n in sorted(cost, key=lambda n: cost[n], reverse=True)])
+        sizes |= {("llm", n): size[n] for n in losses}
     for graph, forms in find_recipe(recipe).items():
-        if int8_linears not in forms.portable:
+        if int8_linears not in forms.portable or graph == "llm":
             continue
         model = ir.load(bundle.graph(graph, source))
         size = _sizes(model)
         smoothed = smooth(model, scales.graph(graph), method=method)
         found = predicted_noise(model, smoothed, method)
-        noise |= {(graph, n): value for n, value in found.items() if value <= NOISY}
-        sizes |= {(graph, node): size[node] for node in found}
-    if losses:
-        size = _sizes(ir.load(bundle.graph("llm", source)))
-        sizes |= {("llm", node): size[node] for node in losses}
-    eight = sorted(noise, key=lambda key: noise[key], reverse=True)
-    four = sorted((("llm", n) for n in losses), key=lambda k: losses[k[1]] / sizes[k], reverse=True)
-    order = [key for pair in zip_longest(eight, four) for key in pair if key is not None]
+        noise = {n: value for n, value in found.items() if value <= NOISY}
+        ranked.append([(graph, n) for n in sorted(noise, key=lambda n: noise[n], reverse=True)])
+        sizes |= {(graph, n): size[n] for n in noise}
+    order = [key for turn in zip_longest(*ranked) for key in turn if key is not None]
     return _affordable(order, sizes)
 
 

@@ -160,9 +160,12 @@ def measure_layers(
     none = probe.ask(())
     errors = {(b.graph, b.node): b.alone for b in blamed}
     layers = []
+    alone: dict[frozenset[Node], Report] = {}
     for graph, node in probe.nodes:
         progress(f"{graph}/{node}")
-        report = probe.ask({(graph, node)})
+        shared = frozenset(probe.engine.sharing((graph, node)))
+        report = alone.get(shared) or probe.ask(shared)
+        alone[shared] = report
         theirs = {r.id: r.text for r in none.records}
         changed = sum(not same_words(r.text, theirs[r.id]) for r in report.records)
         key = (graph, node)

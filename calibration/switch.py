@@ -67,7 +67,8 @@ class SwitchEngine:
 
     Attributes:
         switches: graph -> for each switch, the nodes that it feeds. Known once a graph is open.
-        wide: (graph, node) pairs that run on what was not quantised.
+        wide: (graph, node) pairs that run on what was not quantised. Nodes that read the same
+            activation share a switch, which is off only if all of them are here.
     """
 
     name = "ort-cpu"
@@ -90,6 +91,12 @@ class SwitchEngine:
             for node in nodes
         ]
         return list(dict.fromkeys(every))
+
+    def sharing(self, key: tuple[str, str]) -> set[tuple[str, str]]:
+        """The nodes that read the same activation as this one, itself among them."""
+        graph, node = key
+        shared = {other for nodes in self.switches[graph] if node in nodes for other in nodes}
+        return {(graph, other) for other in shared}
 
     def close(self) -> None:
         """Nothing is held beyond the sessions."""
@@ -133,7 +140,7 @@ class SwitchSession:
         switches = self._engine.switches[self._graph]
         if switches:
             wide = {node for graph, node in self._engine.wide if graph == self._graph}
-            arrays[FLAGS] = np.array([not wide.isdisjoint(nodes) for nodes in switches])
+            arrays[FLAGS] = np.array([wide.issuperset(nodes) for nodes in switches])
         return dict(zip(self._outputs, self._session.run(None, arrays), strict=True))
 
     def close(self) -> None:

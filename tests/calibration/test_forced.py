@@ -1,15 +1,23 @@
 """A layer's loss is what its rounding does to the odds of the answer's tokens."""
 
+import shutil
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from geomag_edge.amend import amended
 from geomag_edge.calibration import forced
-from geomag_edge.calibration.forced import ForcedLlm, layer_losses
-from geomag_edge.calibration.int4 import quantize_blocks
+from geomag_edge.calibration.capture import capture
+from geomag_edge.calibration.forced import ForcedLlm, activation_losses, layer_losses
+from geomag_edge.calibration.int4 import last_layers, quantize_blocks
 from geomag_edge.calibration.linears import find_linears
+from geomag_edge.calibration.quantize import write_graphs
+from geomag_edge.calibration.scales import save_scales
 from geomag_edge.calibration.sequences import Spoken, feeds_of
+from geomag_edge.calibration.sets import open_calibration_set
+from geomag_edge.manifest import Bundle
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +71,23 @@ def test_a_large_model_is_measured_on_fewer_sequences(llm, spoken, monkeypatch):
     monkeypatch.setattr(forced, "PRODUCTS", 1)
     layer_losses(llm, spoken, weights)
     assert len(asked) == 2 * forced.LEAST
+
+
+def test_an_inputs_loss_is_one_for_all_that_read_it(bundle, tmp_path):
+    opened = Bundle.open(shutil.copytree(bundle, tmp_path / "copy"))
+    found = capture(opened, open_calibration_set("scenes:1:2:96", 8), threads=1)
+    opened = save_scales(opened, found.scales, "mse")
+    with amended(opened, "onnx/int8") as change:
+        narrow = write_graphs(change, "int8")["llm"]
+    again = Bundle.open(opened.root)
+    graph = again.graph("llm", "fp32")
+    losses = activation_losses(graph, again, "int8", found.scales.spoken[:2], 1)
+    assert set(losses) == set(narrow)
+    heads = last_layers(ir.load(graph))
+    assert {node for node, loss in losses.items() if loss <= 0} <= heads
+    tensors = {x.name: x.tensor for x in find_linears(ir.load(graph)) if x.name in losses}
+    by_tensor = {}
+    for node, tensor in tensors.items():
+        by_tensor.setdefault(tensor, set()).add(losses[node])
+    assert len(by_tensor) < len(losses)
+    assert all(len(found) == 1 for found in by_tensor.values())

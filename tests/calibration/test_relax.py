@@ -55,7 +55,8 @@ def sizes(bundle):
     }
 
 
-def order(bundle, recipe, losses):
+def order(bundle, recipe, losses=None):
+    losses = losses or {node: 1.0 for graph, node in sizes(bundle) if graph == "llm"}
     return layers_by_noise(bundle, recipe, "fp32", load_scales(bundle), "mse", losses)
 
 
@@ -70,16 +71,15 @@ def test_layers_of_4_bits_come_by_their_loss_a_weight_and_some_stay(calibrated):
 
 
 def test_layers_of_8_bits_are_of_every_graph_that_has_some(calibrated):
-    found = order(calibrated, "int8", {})
+    found = order(calibrated, "int8")
     assert {graph for graph, _ in found} == {"encoder", "llm", "mask_head"}
     assert set(found) <= set(sizes(calibrated))
-    assert order(calibrated, "fp16", {}) == []
 
 
-def test_both_kinds_take_turns(calibrated):
-    losses = {node: 1.0 for graph, node in sizes(calibrated) if graph == "llm"}
-    found = order(calibrated, "int8+int4-llm", losses)
-    assert [graph == "llm" for graph, _ in found[:4]] == [False, True, False, True]
+@pytest.mark.parametrize("recipe", ["int8", "int8+int4-llm"])
+def test_graphs_take_turns(calibrated, recipe):
+    found = order(calibrated, recipe)
+    assert [graph for graph, _ in found[:6]] == ["llm", "encoder", "mask_head"] * 2
 
 
 @pytest.mark.parametrize(("needed", "ok"), [(3, True), (1000, False)])
