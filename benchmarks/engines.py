@@ -1,7 +1,7 @@
 """How fast each graph runs on a CPU in each engine: what `--engine auto` chooses among.
 
     python -m geomag_edge.benchmarks.engines --bundle BUNDLE [--rounds 9] [--threads 1]
-        [--forms torch:fp32,ort-cpu:fp32,openvino:int8]
+        [--forms torch:fp32,ort-cpu:fp32,openvino:int8] [--graphs llm] [--prefill 576]
 
 What is measured: every graph of the chain on the reference inputs of the largest budget it runs at,
 and the LLM apart as its prefill and one decode step after it, the cache kept by the engine; in
@@ -29,7 +29,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--name", default="base", help="what the results are called")
     parser.add_argument("--forms", default=FORMS, help="engine:precision, the first the baseline")
+    parser.add_argument("--graphs", default=",".join(CHAIN), help="which of them")
+    parser.add_argument("--prefill", type=int, help="tokens of the LLM's prompt (default: all)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--checkpoint", type=Path, help="the bundle's checkpoint, if it has moved")
@@ -63,15 +65,23 @@ def main() -> None:
     args = parser.parse_args()
     load = os.getloadavg()[0]
     forms = [tuple(form.split(":")) for form in args.forms.split(",")]
+    prefill = "" if args.prefill is None else f" --prefill {args.prefill}"
+    graphs = "" if args.graphs == ",".join(CHAIN) else f" --graphs {args.graphs}"
     report = {
         "name": args.name,
         "command": f"python -m geomag_edge.benchmarks.engines --bundle {args.name} "
-        f"--rounds {args.rounds} --threads {args.threads} --forms {args.forms}",
+        f"--rounds {args.rounds} --threads {args.threads} --forms {args.forms}{graphs}{prefill}",
         "machine": machine(args.threads, ("torch", "onnxruntime", "openvino", "numpy")),
         "rounds": args.rounds,
         "load_average_before": load,
         "graphs": measure(
-            Bundle.open(args.bundle), forms, args.rounds, args.threads, args.checkpoint
+            Bundle.open(args.bundle),
+            forms,
+            args.rounds,
+            args.threads,
+            args.checkpoint,
+            args.graphs.split(","),
+            args.prefill,
         ),
         "bytes": sizes(Bundle.open(args.bundle)),
     }
@@ -89,8 +99,13 @@ def measure(
     rounds: int,
     threads: int,
     checkpoint: Path | None,
+    graphs: Sequence[str] = CHAIN,
+    length: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Median milliseconds and largest error of each form of each graph, one graph at a time."""
+    """Median milliseconds and largest error of each form of each graph, one graph at a time.
+
+    With a `length`, the LLM is timed on the first so many tokens of the prompt it is checked on.
+    """
     samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
     samples.sort(key=lambda s: bundle.manifest.budgets[s.budget].visual_tokens, reverse=True)
     engines = {
@@ -98,7 +113,7 @@ def measure(
         for name, precision in forms
     }
     rows = []
-    for graph in CHAIN:
+    for graph in graphs:
         print(f"{graph}: opening", file=sys.stderr)
         made = ([c for c in s.calls if c.graph == graph] for s in samples)
         calls = next(calls for calls in made if calls)
@@ -110,7 +125,7 @@ def measure(
             cosines[name] = min(d.cosine for d in drifts)
             if not all(d.ok for d in drifts):
                 raise SystemExit(f"{graph} on {name} is past its tolerance: nothing was timed")
-        for work, done in works(graph, sessions, calls, bundle.manifest.decoder.layers):
+        for work, done in works(graph, sessions, calls, bundle.manifest.decoder.layers, length):
             print(f"{work}: timing", file=sys.stderr)
             rows.append(
                 {"work": work, **interleaved(done, rounds), "error": errors, "cosine": cosines}
@@ -131,14 +146,19 @@ def sizes(bundle: Bundle) -> dict[str, int]:
 
 
 def works(
-    graph: str, sessions: dict[str, Session], calls: list[Call], layers: int
+    graph: str,
+    sessions: dict[str, Session],
+    calls: list[Call],
+    layers: int,
+    length: int | None = None,
 ) -> list[tuple[str, dict[str, Form]]]:
     """What of a graph is timed: a description, and how each form does it."""
     if graph != "llm":
         described = f"{graph}, {len(calls)} call{'s' if len(calls) > 1 else ''}"
         return [(described, {name: partial(_all, s, calls) for name, s in sessions.items()})]
     kept = frozenset(present_names(layers))
-    prefill = calls[0].inputs
+    whole = ("inputs_embeds", "attention_mask", "position_ids")
+    prefill = {k: v[:, :length] if k in whole else v for k, v in calls[0].inputs.items()}
     length = prefill["attention_mask"].shape[1]
     steps = {name: _decode_step(session, prefill, layers) for name, session in sessions.items()}
     fills: dict[str, Form] = {

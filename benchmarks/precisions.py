@@ -22,18 +22,21 @@ from pathlib import Path
 from typing import Any
 
 from geomag_edge.benchmarks.chain import RESULTS, machine
-from geomag_edge.calibration import open_dataset
+from geomag_edge.calibration import Dataset, open_dataset
 from geomag_edge.calibration.capture import capture
 from geomag_edge.calibration.gate import Gate
 from geomag_edge.calibration.quantize import quantize
-from geomag_edge.calibration.recipes import RECIPES
 from geomag_edge.calibration.scales import save_scales
+from geomag_edge.calibration.sensitivity import FirstQuestions
 from geomag_edge.calibration.sets import open_calibration_set
 from geomag_edge.export.exporter import export_bundle
 from geomag_edge.manifest import Bundle
 from geomag_edge.model.presets import shipped_checkpoint
 
 ENGINES = ("ort-cpu", "openvino")
+USUAL = "fp16,int8,int4-llm"
+EVERY = 1 << 30
+"""Questions of the set to keep in memory."""
 
 
 def main() -> None:
@@ -44,7 +47,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=shipped_checkpoint("nano"))
     parser.add_argument("--calibration", default="scenes:1:16")
     parser.add_argument("--data", default="scenes:8:24:512")
-    parser.add_argument("--recipes", default=",".join(RECIPES), help="which, in this order")
+    parser.add_argument("--recipes", default=USUAL, help="which, in this order")
     parser.add_argument("--name", default="nano", help="what the results are called")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -54,7 +57,8 @@ def main() -> None:
         export_bundle(args.checkpoint, root)
         seen = capture(Bundle.open(root), open_calibration_set(args.calibration), args.threads)
         save_scales(Bundle.open(root), seen.scales, "mse")
-        rows = [_row(root, recipe, args.data, args.threads) for recipe in args.recipes.split(",")]
+        data = FirstQuestions(open_dataset(args.data), EVERY)  # rendered once
+        rows = [_row(root, recipe, data, args.threads) for recipe in args.recipes.split(",")]
     report = {
         "name": args.name,
         "command": f"python -m geomag_edge.benchmarks.precisions --calibration {args.calibration} "
@@ -70,14 +74,17 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def _row(root: Path, recipe: str, data: str, threads: int) -> dict[str, Any]:
+def _row(root: Path, recipe: str, data: Dataset, threads: int) -> dict[str, Any]:
     print(f"{recipe}:", file=sys.stderr)
     result = quantize(
-        Bundle.open(root), recipe, open_dataset(data), Gate(), ENGINES, threads=threads,
-        relax=True, progress=lambda step: print(f"  {step}", file=sys.stderr),
+        Bundle.open(root), recipe, data, Gate(), ENGINES, threads=threads,
+        relax=True, progress=lambda step: print(f"  {step}", file=sys.stderr, flush=True),
     )  # fmt: skip
     made = result.to_json()
-    kept = ("precision", "ok", "bytes", "source_bytes", "special_bytes", "notes", "gate")
+    kept = (
+        "precision", "ok", "bytes", "source_bytes", "special_bytes", "bits", "given_back", "notes",
+        "gate",
+    )  # fmt: skip
     layers = {graph: len(nodes) for graph, nodes in result.quantized.items()}
     return {key: made[key] for key in kept} | {"narrow_layers": layers}
 
@@ -100,7 +107,10 @@ def as_markdown(report: dict[str, Any]) -> str:
         "|---" * 9 + "|",
     ]
     for row in report["recipes"]:
-        given = next((n.split(" layers")[0] for n in row["notes"] if "given back" in n), "none")
+        given = str(len(row["given_back"]) or "none")
+        if row["bits"]:
+            four = sum(bits == 4 for bits in row["bits"].values())
+            given += f"; {four} of the LLM's {len(row['bits'])} have 4 bits"
         size = f"{row['bytes'] / row['source_bytes']:.2f}"
         for engine, v in row["gate"].items():
             lines.append(

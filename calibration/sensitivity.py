@@ -101,7 +101,7 @@ class FirstQuestions:
     """The first questions of a set, its pictures kept in memory."""
 
     def __init__(self, data: Dataset, questions: int):
-        self.name = f"{data.name}, first {questions}"
+        self.name = data.name
         self._pictures: list[Picture] = []
         left = questions
         for picture in data.pictures():
@@ -110,6 +110,7 @@ class FirstQuestions:
                 self._pictures.append(replace(picture, items=picture.items[:left]))
                 left -= len(picture.items)
             if left <= 0:
+                self.name = f"{data.name}, first {questions}"
                 break
 
     def __len__(self) -> int:
