@@ -1,8 +1,9 @@
-"""What PSC and TMRA save: masks at the default budget against looking closely everywhere.
+"""What PSC and TMRA save: masks with PSC's crops against looking closely everywhere.
 
-The uniform runs are the same checkpoint on the same questions. They look at the whole and at TILES
-x TILES equal tiles, each through the encoder's full resolution, so that no part of the image is
-seen coarsely; they differ in how many tokens a tile has.
+The uniform run is the same checkpoint on the same questions. It looks at the whole and at TILES x
+TILES equal tiles, each through the encoder's full resolution, so that no part of the image is seen
+coarsely, with as many tokens a tile as a crop has by default. Against it stand the default budget
+and a thrifty one, whose global view has half the default's grid.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from geomag_edge.views import global_box
 F32 = NDArray[np.float32]
 
 TILES = 4
-TILE_GRIDS = (4, 8)
-"""Sides of a tile's grid of tokens: that of a crop by default, and that of the global view."""
 
 
 def tiles_of(height: int, width: int, tiles: int = TILES) -> F32:
@@ -62,12 +61,13 @@ def measure_cost(
     """mIoU and visual tokens of all runs over the pixel questions that have a target.
 
     Returns:
-        `default`: `budget`, `visual_tokens` and `mIoU`; `uniform`: the same of each uniform run,
-        with `mIoU_share` (default over uniform), its 95 % bootstrap interval `low`, `high` over
-        questions, and `token_share`; `n`, the number of questions.
+        `uniform`: `budget`, `visual_tokens` and `mIoU`; `chosen`: the same of the default and the
+        thrifty run, with `mIoU_share` (over the uniform run's), its 95 % bootstrap interval `low`,
+        `high` over questions, and `token_share`; `n`, the number of questions.
     """
     plan = model.config.budgets["pixel"]
-    uniform = [TokenBudget(plan.global_grid, TILES**2, grid) for grid in TILE_GRIDS]
+    uniform = TokenBudget(plan.global_grid, TILES**2, plan.crop_grid)
+    chosen = [plan, TokenBudget(plan.global_grid // 2, plan.crops, plan.crop_grid)]
     rows = []
     for scene in scenes:
         tiles = tiles_of(*scene.ids.shape)
@@ -75,19 +75,19 @@ def measure_cost(
             if question.level != "pixel" or not question.targets:
                 continue
             prompt = question.prompt
-            got = [answer(model, processor, scene.image, prompt, plan)]
-            got += [answer(model, processor, scene.image, prompt, u, crops=tiles) for u in uniform]
+            got = [answer(model, processor, scene.image, prompt, uniform, crops=tiles)]
+            got += [answer(model, processor, scene.image, prompt, budget) for budget in chosen]
             rows.append([mask_iou(scene, question, x) for x in got])
-    values = np.array(rows)  # [n,1 + uniform runs]
+    values = np.array(rows)  # [n,1 + chosen]
     picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    means = values[picks].mean(1)  # [resamples,1 + uniform runs]
+    means = values[picks].mean(1)  # [resamples,1 + chosen]
     records: list[dict[str, Any]] = [
         {"budget": str(b), "visual_tokens": b.visual_tokens, "mIoU": round(float(mean), 4)}
-        for b, mean in zip([plan, *uniform], values.mean(0), strict=True)
+        for b, mean in zip([uniform, *chosen], values.mean(0), strict=True)
     ]
     for i, record in enumerate(records[1:], 1):
-        low, high = np.percentile(means[:, 0] / np.maximum(means[:, i], 1e-9), [2.5, 97.5])
-        record["mIoU_share"] = round(records[0]["mIoU"] / max(record["mIoU"], 1e-9), 4)
+        low, high = np.percentile(means[:, i] / np.maximum(means[:, 0], 1e-9), [2.5, 97.5])
+        record["mIoU_share"] = round(record["mIoU"] / max(records[0]["mIoU"], 1e-9), 4)
         record |= {"low": round(float(low), 4), "high": round(float(high), 4)}
-        record["token_share"] = round(plan.visual_tokens / record["visual_tokens"], 4)
-    return {"default": records[0], "uniform": records[1:], "n": len(values)}
+        record["token_share"] = round(record["visual_tokens"] / uniform.visual_tokens, 4)
+    return {"uniform": records[0], "chosen": records[1:], "n": len(values)}
