@@ -183,7 +183,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     return {
         "command": f"python -m geomag_edge.benchmarks.peers.decode --bundle {args.name} "
         f"--rounds {args.rounds} --threads {args.threads} --prompt-tokens {args.prompt_tokens} "
-        f"--new-tokens {args.new_tokens}",
+        f"--new-tokens {args.new_tokens} --optimum-python PYTHON",
         "machine": host,
         "prompt_tokens": args.prompt_tokens,
         "steps": steps,
@@ -267,9 +267,10 @@ def plain_language_model(bundle: Bundle, checkpoint: Path | None, folder: Path) 
     """
     if (folder / "tokenizer.json").exists():
         return folder
-    engine = open_engine("torch", bundle, "fp32", None, checkpoint)
-    engine.model.language_model.save_pretrained(folder)  # type: ignore[attr-defined]
-    engine.close()
+    from geomag_edge.runtime.torch_engine import TorchEngine
+
+    engine = TorchEngine.open(bundle, "fp32", None, checkpoint)
+    engine.model.language_model.save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(bundle.file("tokenizer.json").read_bytes())
     return folder
 

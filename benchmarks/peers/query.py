@@ -14,6 +14,7 @@ forced "[SEG]" and a fixed number of tokens after it:
   inductor on the CPU), compiled before anything is timed, with Hugging Face's growing cache;
   `torch.compile, static cache` with its static one;
 - `ort-cpu fp32`: our chain, each graph in ONNX Runtime as exported;
+- `openvino bf16`, `openvino int8`: our chain, each graph in OpenVINO, one precision for all;
 - `ours`: our chain with the engine and precision of each graph that `--ours` names.
 
 Cropping is PscCrop's own kernel in all of them, so its gain (`psc_crop.py`) is in none of the
@@ -28,11 +29,12 @@ else as well. The last line of stdout is one JSON.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,6 +49,7 @@ from geomag_edge.benchmarks.timing import interleaved, percentiles, ratio
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import EngineError, GeoMagError, InputError
 from geomag_edge.manifest import Bundle
+from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.scenes import render_scene
 
@@ -56,10 +59,14 @@ OURS = (
     "encoder=openvino/int8+bf16,psc_select=openvino/int8,prefill=openvino/int8+bf16,"
     "decode=ort-cpu/int8+int4-llm,mask_head=openvino/bf16,*=ort-cpu/fp32"
 )
-FORMS = ("eager, reference", "eager", "eager bf16", "torch.compile",
-         "torch.compile, static cache", "ort-cpu fp32", "ours")  # fmt: skip
+CHAINS = {
+    "ort-cpu fp32": "*=ort-cpu/fp32",
+    "openvino bf16": "*=openvino/bf16",
+    "openvino int8": "*=openvino/int8",
+}
 FP32 = ("eager, reference", "eager", "torch.compile", "torch.compile, static cache",
         "ort-cpu fp32")  # fmt: skip
+FORMS = (*FP32[:2], "eager bf16", *FP32[2:4], *CHAINS, "ours")
 GOALS = {"eager": 6.0, "torch.compile": 4.0, "ort-cpu fp32": 3.0}
 
 
@@ -80,11 +87,19 @@ class Question:
 
 @dataclass
 class Opened:
-    """A form that is ready: `ask` answers, `pipe` is its chain if it has one."""
+    """A form that is ready.
+
+    Attributes:
+        ask: answers once; what is timed.
+        answer: the same, for the comparison.
+        pipe: its chain, if it has one.
+        stages: of a chain, the stages' milliseconds of each timed round.
+    """
 
     ask: Callable[[], Any]
     answer: Callable[[], Answer]
     pipe: Pipeline | None = None
+    stages: list[dict[str, float]] = field(default_factory=list)
 
 
 def main() -> None:
@@ -95,11 +110,13 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, help="the bundle's checkpoint, if it has moved")
     parser.add_argument("--name", default="base", help="what the results are called")
-    parser.add_argument("--forms", default=";".join(FORMS), help="separated by ;")
+    parser.add_argument(
+        "--forms", default=";".join(FORMS), help="separated by ; and the last is what is compared"
+    )
     parser.add_argument("--ours", default=OURS, help="graph=engine/precision, separated by ,")
     parser.add_argument("--scene-px", type=int, default=4096)
     parser.add_argument("--new-tokens", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -140,9 +157,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     times = interleaved(
         {name: form.ask for name, form in opened.items()},
         args.rounds,
+        warmup=0,  # the answers that were compared have warmed all forms up
         progress=lambda name: print(f"{name}: timing", file=sys.stderr),
     )
-    stages = {n: stage_medians(f.pipe, question) for n, f in opened.items() if f.pipe is not None}
+    stages = {
+        name: {stage: median(run[stage] for run in form.stages) for stage in form.stages[0]}
+        for name, form in opened.items()
+        if form.stages
+    }
     providers = {
         n: {g: s.provider for g, s in f.pipe.chain.sessions.items()}
         for n, f in opened.items()
@@ -180,27 +202,26 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def open_form(name: str, bundle: Bundle, args: argparse.Namespace, question: Question) -> Opened:
     """Makes a form ready; for `torch.compile` its first answer is what compiles it."""
-    if name in ("ours", "ort-cpu fp32") or "/" in name:
+    if name == "ours" or name in CHAINS or "/" in name:
         return _open_chain(name, bundle, args, question)
     if name not in FORMS:
         raise EngineError(f"unknown form {name!r}: this script has {'; '.join(FORMS)}")
     import torch
 
     from geomag_edge.benchmarks.peers.torch_forms import TorchForm
-    from geomag_edge.model.geomag import load_checkpoint
     from geomag_edge.model.inference import answer
     from geomag_edge.model.processor import GeoMagProcessor
-    from geomag_edge.runtime.torch_engine import _find_checkpoint
 
     torch.set_num_threads(args.threads)
-    folder = _find_checkpoint(bundle, args.checkpoint)
-    processor = GeoMagProcessor.from_pretrained(folder)
-    dtype = torch.bfloat16 if name == "eager bf16" else torch.float32
-    model = _kept(folder, dtype, load_checkpoint)
+    model = _model(bundle.root, args.checkpoint, name == "eager bf16")
+    coder = PromptCoder.load(
+        bundle.manifest.prompt, bundle.file("tokenizer.json"), bundle.file("psc_tokenizer.json")
+    )
+    processor = GeoMagProcessor(model.config, coder)
     if name == "eager, reference":
-        image, budget, prompt = question.image, question.budget, PROMPT
+        image, budget = question.image, question.budget
         whole = partial(
-            answer, model, processor, image, prompt, budget, question.new_tokens, PREFIX
+            answer, model, processor, image, PROMPT, budget, question.new_tokens, PREFIX
         )
 
         def first_mask() -> Answer:
@@ -214,21 +235,26 @@ def open_form(name: str, bundle: Bundle, args: argparse.Namespace, question: Que
     return Opened(ask, ask)
 
 
-_models: dict[Any, Any] = {}
+@cache
+def _model(bundle: Path, checkpoint: Path | None, in_bf16: bool) -> Any:
+    """The checkpoint's model; the forms of one dtype share its parameters."""
+    from geomag_edge.runtime.torch_engine import TorchEngine
 
+    if in_bf16:
+        import torch
 
-def _kept(folder: Path, dtype: Any, load: Callable[..., Any]) -> Any:
-    """Forms of one dtype share the model's parameters."""
-    if dtype not in _models:
-        _models[dtype] = load(folder, dtype)
-    return _models[dtype]
+        return copy.deepcopy(_model(bundle, checkpoint, False)).to(torch.bfloat16)
+    return TorchEngine.open(Bundle.open(bundle), "fp32", None, checkpoint).model
 
 
 def _open_chain(name: str, bundle: Bundle, args: argparse.Namespace, question: Question) -> Opened:
-    forms = {"ours": args.ours, "ort-cpu fp32": "*=ort-cpu/fp32"}.get(name, name)
+    forms = {"ours": args.ours, **CHAINS}.get(name, name)
     pipe = Pipeline.load(bundle, MixedEngine(bundle, parse_forms(forms), args.threads))
     ask = partial(pipe, question.image, PROMPT, question.budget, question.new_tokens, PREFIX)
-    return Opened(ask, partial(answer_of, pipe, ask), pipe)
+    stages: list[dict[str, float]] = []
+    return Opened(
+        lambda: stages.append(ask().timings_ms), partial(answer_of, pipe, ask), pipe, stages
+    )
 
 
 def answer_of(pipe: Pipeline, ask: Callable[[], Any]) -> Answer:
@@ -253,15 +279,6 @@ def answer_of(pipe: Pipeline, ask: Callable[[], Any]) -> Answer:
     )
     boxes = np.concatenate([result.view_box[None], result.crop_boxes])
     return Answer(result.token_ids, logits, quality, boxes, result.masks[0].shape)
-
-
-def stage_medians(pipe: Pipeline, question: Question, rounds: int = 3) -> dict[str, float]:
-    """Median milliseconds of each stage of a chain."""
-    runs = [
-        pipe(question.image, PROMPT, question.budget, question.new_tokens, PREFIX).timings_ms
-        for _ in range(rounds)
-    ]
-    return {stage: median(run[stage] for run in runs) for stage in runs[0]}
 
 
 def as_markdown(report: dict[str, Any]) -> str:

@@ -7,13 +7,17 @@ the model's view, each is asked the same prompt as an image of its own (the glob
 the pixel level's global grid, no crops), and the tiles' masks are pasted into the frame. It runs in
 the same engine, through the same graphs, and each tile is encoded once for all questions.
 
-The questions are those of the pixel level about the first scene of a rendered set, with targets.
-Time is that of one question on a file that is opened anew, ours and tiling both. Where tiling a
-whole scene would take longer than `--tile-minutes`, a random sample of tiles is timed and the time
-of all of them extrapolated; the result says from how many. `--quality-sizes` names the scenes that
-are tiled completely for the masks' mIoU, which is given for all targets and for those that are
-small in the global view. A tile has no notion of the rest of the scene, so "the ship nearest to the
-pier" is beyond tiling in principle; questions by kind are in the JSON.
+The questions are those of the pixel level about the first scene of a rendered set. Some ask for
+what is not there, where the right answer is no mask: 1, else 0. Time is that of one question on a
+file that is opened anew, ours and tiling both. Where tiling a whole scene would take longer than
+`--tile-minutes`, a random sample of tiles is timed and the time of all of them extrapolated; the
+result says from how many. `--quality-sizes` names the scenes that are tiled completely for the
+masks' mIoU, which is also given for the questions with a target and for those whose targets are
+small in the global view.
+
+Who wins in quality depends on the question. Tiling sees every object at native resolution, so it
+finds "all trees", which four crops cannot cover; a tile has no notion of the rest of the scene, so
+"the lowest jetty", or that something is absent, is beyond it. Questions by kind are in the JSON.
 
 The last line of stdout is one JSON.
 """
@@ -198,8 +202,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             print(f"{size} px: the scene", file=sys.stderr)
             folder = make_scene(args.scenes / str(size), SET_SEED, size, PER_LEVEL)
             picture = open_scene(folder)
-            items = [item for item in picture.items if not item.absent][: args.questions]
-            row = {"size_px": size} | time_both(pipe, picture, items[0], args)
+            items = picture.items[: args.questions]
+            asked = next(item for item in picture.items if not item.absent)
+            row = {"size_px": size} | time_both(pipe, picture, asked, args)
             if size in whole:
                 row["quality"] = weigh_both(pipe, picture, items)
             found.append(row)
@@ -273,7 +278,7 @@ def weigh_both(pipe: Pipeline, picture: Picture, items: list[Item]) -> dict[str,
     rows = []
     for item, pasted in zip(items, tiled, strict=True):
         result, _ = ask_whole(pipe, path, item.prompt)
-        size = (item.longer_side_px() or 0.0) * view_px / side
+        side_px = item.longer_side_px()
         theirs: list[AnswerMask] = [pasted] if len(pasted) else []
         rows.append(
             {
@@ -281,16 +286,19 @@ def weigh_both(pipe: Pipeline, picture: Picture, items: list[Item]) -> dict[str,
                 "kind": item.kind,
                 "prompt": item.prompt,
                 "targets": len(item.target_ids),
-                "size_px": round(size, 2),
+                "size_px": None if side_px is None else round(side_px * view_px / side, 2),
                 "ours": mask_iou(mask_overlap(result.masks, item), item, len(result.masks)),
                 "tiling": mask_iou(mask_overlap(theirs, item), item, len(theirs)),
                 "tiles_with_a_mask": len(pasted),
                 "ours_said": result.text,
             }
         )
-    small = [row for row in rows if size_name(row["size_px"]) == SIZES[0]]
+    present = [row for row in rows if row["size_px"] is not None]
+    small = [row for row in present if size_name(row["size_px"]) == SIZES[0]]
     return {
         "questions": rows,
+        "present_miou": {way: _mean(present, way) for way in ("ours", "tiling")},
+        "present_questions": len(present),
         "tiling_took_ms": took,
         "miou": {way: _mean(rows, way) for way in ("ours", "tiling")},
         "small_miou": {way: _mean(small, way) for way in ("ours", "tiling")},
@@ -329,18 +337,20 @@ def as_markdown(report: dict[str, Any]) -> str:
     if weighed:
         lines += [
             "",
-            "| scene, px | questions | mIoU, ours | mIoU, tiling | small targets | small mIoU, "
-            "ours | small mIoU, tiling |",
-            "|---|---|---|---|---|---|---|",
+            "| scene, px | questions | mIoU, ours | mIoU, tiling | with a target | mIoU, ours | "
+            "mIoU, tiling | with small targets | mIoU, ours | mIoU, tiling |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
     for row in weighed:
         found = row["quality"]
-        both = [_cell(found[key][way]) for key in ("miou", "small_miou")
-                for way in ("ours", "tiling")]  # fmt: skip
-        lines.append(
-            f"| {row['size_px']} | {len(found['questions'])} | {both[0]} | {both[1]} | "
-            f"{found['small_questions']} | {both[2]} | {both[3]} |"
-        )
+        cells = []
+        for count, key in (
+            (len(found["questions"]), "miou"),
+            (found["present_questions"], "present_miou"),
+            (found["small_questions"], "small_miou"),
+        ):
+            cells += [str(count), *(_cell(found[key][way]) for way in ("ours", "tiling"))]
+        lines.append(f"| {row['size_px']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -99,10 +99,7 @@ def a_query(bundle: Path, forms: str, rounds: int = 1) -> argparse.Namespace:
     )  # fmt: skip
 
 
-def test_a_query_in_pytorch_is_the_chains_query(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(query, "_models", {})
+def test_a_query_in_pytorch_is_the_chains_query(bundle: Path) -> None:
     report = query.measure(long_answers(a_query(bundle, "eager, reference;eager;ours")))
     assert set(report["ratios"]) == {"eager, reference", "eager"}
     assert all(found["tokens"] == 1 for found in report["agreement"].values())
