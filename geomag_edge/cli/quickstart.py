@@ -18,7 +18,7 @@ QUESTIONS = (
 """Level, prompt, and how an untrained model's answer is made to start, so that every part runs."""
 
 TRAINED = (
-    "The checkpoint is a small test article, trained for two and a half hours on rendered scenes:\n"
+    "The checkpoint is a small test article, trained for a few hours on rendered scenes:\n"
     "expect wrong answers, ragged masks and misplaced boxes among them. What it can and cannot do:"
 )
 
