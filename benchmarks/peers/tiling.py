@@ -17,7 +17,7 @@ small in the global view.
 
 Who wins in quality depends on the question. Tiling sees every object at native resolution, so it
 finds "all trees", which four crops cannot cover; a tile has no notion of the rest of the scene, so
-"the lowest jetty", or that something is absent, is beyond it. Questions by kind are in the JSON.
+"the lowest jetty" is beyond it. Questions by kind are in the JSON.
 
 The last line of stdout is one JSON.
 """
