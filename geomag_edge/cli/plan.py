@@ -99,7 +99,7 @@ def _measure(args: argparse.Namespace, bundle: Bundle) -> Bundle:
 
     with counted(None, "check", "picture") as progress:
         dataset = open_dataset(args.data, None, progress)
-    with open_pipeline(args, bundle) as pipe, counted(None, "budgets", "budget") as progress:
+    with open_pipeline(args, bundle) as pipe, counted(None, "budgets", "picture") as progress:
         frontier = measure(pipe, dataset, progress)
     keep(bundle, frontier)
     return Bundle.open(args.bundle)
