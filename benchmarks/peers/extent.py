@@ -30,11 +30,9 @@ from typing import Any
 
 from geomag_edge.benchmarks.machine import described, machine, peak_mb, reset_peak
 from geomag_edge.benchmarks.peers.big_scenes import SCENE, make_scene
-from geomag_edge.benchmarks.peers.mixed import MixedEngine, parse_forms
 from geomag_edge.benchmarks.peers.tiling import PER_LEVEL, SET_SEED
 from geomag_edge.benchmarks.timing import interleaved, percentiles, ratio
 from geomag_edge.errors import GeoMagError
-from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.pipeline import Pipeline
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -51,7 +49,7 @@ def main() -> None:
     parser.add_argument("--name", default="nano", help="what the results are called")
     parser.add_argument("--scenes", type=Path, required=True, help="scenes are made and kept here")
     parser.add_argument("--sizes", default="2048,20000", help="the first is the baseline")
-    parser.add_argument("--forms", default="*=ort-cpu/fp32", help="graph=engine/precision, ...")
+    parser.add_argument("--form", default="ort-cpu/fp32", help="ENGINE/PRECISION")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -96,9 +94,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": f"python -m geomag_edge.benchmarks.peers.extent --bundle {args.name} "
         f"--scenes DIR --sizes {args.sizes} --rounds {args.rounds} --threads {args.threads} "
-        f"--forms {args.forms!r}",
+        f"--form {args.form}",
         "machine": host,
-        "forms": args.forms,
+        "form": args.form,
         "views": views,
         "file_mb": {str(size): path.stat().st_size / 1e6 for size, path in paths.items()},
         "times": {n: {c: percentiles(v) for c, v in t.items()} for n, t in times.items()},
@@ -151,7 +149,7 @@ def peak_of_queries(args: argparse.Namespace) -> dict[str, float | None]:
 def _peak_in_own_process(args: argparse.Namespace, path: Path) -> dict[str, float]:
     command = [
         sys.executable, "-m", "geomag_edge.benchmarks.peers.extent", "--bundle", str(args.bundle),
-        "--scenes", str(args.scenes), "--forms", args.forms, "--threads", str(args.threads),
+        "--scenes", str(args.scenes), "--form", args.form, "--threads", str(args.threads),
         "--peak-of", str(path),
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -160,8 +158,8 @@ def _peak_in_own_process(args: argparse.Namespace, path: Path) -> dict[str, floa
 
 
 def _pipeline(args: argparse.Namespace) -> Pipeline:
-    bundle = Bundle.open(args.bundle)
-    return Pipeline.load(bundle, MixedEngine(bundle, parse_forms(args.forms), args.threads))
+    engine, _, precision = args.form.partition("/")
+    return Pipeline.load(args.bundle, engine, precision, args.threads)
 
 
 def as_markdown(report: dict[str, Any]) -> str:

@@ -15,7 +15,8 @@ forced "[SEG]" and a fixed number of tokens after it:
   `torch.compile, static cache` with its static one;
 - `ort-cpu fp32`: our chain, each graph in ONNX Runtime as exported;
 - `openvino bf16`, `openvino int8`: our chain, each graph in OpenVINO, one precision for all;
-- `ours`: our chain with the engine and precision of each graph that `--ours` names.
+- `ours`: our chain as `--engine auto --precision auto` chooses (or another ENGINE/PRECISION that
+  `--ours` names), measured before anything is timed.
 
 Cropping is PscCrop's own kernel in all of them, so its gain (`psc_crop.py`) is in none of the
 ratios. Forms in fp32 must agree in tokens, views and mask logits before anything is timed; of the
@@ -44,7 +45,6 @@ from numpy.typing import NDArray
 
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.peers.agreement import Answer, agreement, require_same
-from geomag_edge.benchmarks.peers.mixed import MixedEngine, parse_forms
 from geomag_edge.benchmarks.timing import interleaved, percentiles, ratio
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import EngineError, GeoMagError, InputError
@@ -55,14 +55,11 @@ from geomag_edge.scenes import render_scene
 
 RESULTS = Path(__file__).parents[1] / "results"
 SCENE_SEED, PROMPT, PREFIX = 11, "segment the ships near the pier", "[SEG]"
-OURS = (
-    "encoder=openvino/int8+bf16,psc_select=openvino/int8,prefill=openvino/int8+bf16,"
-    "decode=ort-cpu/int8+int4-llm,mask_head=openvino/bf16,*=ort-cpu/fp32"
-)
+OURS = "auto/auto"
 CHAINS = {
-    "ort-cpu fp32": "*=ort-cpu/fp32",
-    "openvino bf16": "*=openvino/bf16",
-    "openvino int8": "*=openvino/int8",
+    "ort-cpu fp32": "ort-cpu/fp32",
+    "openvino bf16": "openvino/bf16",
+    "openvino int8": "openvino/int8",
 }
 FP32 = ("eager, reference", "eager", "torch.compile", "torch.compile, static cache",
         "ort-cpu fp32")  # fmt: skip
@@ -113,7 +110,7 @@ def main() -> None:
     parser.add_argument(
         "--forms", default=";".join(FORMS), help="separated by ; and the last is what is compared"
     )
-    parser.add_argument("--ours", default=OURS, help="graph=engine/precision, separated by ,")
+    parser.add_argument("--ours", default=OURS, help="ENGINE/PRECISION (auto/auto)")
     parser.add_argument("--scene-px", type=int, default=4096)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
@@ -248,8 +245,8 @@ def _model(bundle: Path, checkpoint: Path | None, in_bf16: bool) -> Any:
 
 
 def _open_chain(name: str, bundle: Bundle, args: argparse.Namespace, question: Question) -> Opened:
-    forms = {"ours": args.ours, **CHAINS}.get(name, name)
-    pipe = Pipeline.load(bundle, MixedEngine(bundle, parse_forms(forms), args.threads))
+    engine, _, precision = {"ours": args.ours, **CHAINS}.get(name, name).partition("/")
+    pipe = Pipeline.load(bundle, engine, precision, args.threads)
     ask = partial(pipe, question.image, PROMPT, question.budget, question.new_tokens, PREFIX)
     stages: list[dict[str, float]] = []
     return Opened(

@@ -19,9 +19,7 @@ from geomag_edge.benchmarks.peers.agreement import (
     require_same,
     require_same_tokens,
 )
-from geomag_edge.benchmarks.peers.mixed import MixedEngine, SplitSession, parse_forms
 from geomag_edge.errors import EngineError, InputError, MissingExtraError
-from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.pipeline import Pipeline
 
 
@@ -62,39 +60,9 @@ def test_forms_in_fp32_whose_masks_drift_or_whose_views_differ_are_refused() -> 
         require_same({"a": answer, "b": broken}, "a")
 
 
-def test_forms_are_read_and_refused() -> None:
-    forms = parse_forms("encoder=openvino/int8, *=ort-cpu/fp32")
-    assert forms == {"encoder": ("openvino", "int8"), "*": ("ort-cpu", "fp32")}
-    for wrong in ("encoder", "encoder=openvino", "=a/b", "encoder=/int8"):
-        with pytest.raises(InputError, match="graph=engine/precision"):
-            parse_forms(wrong)
-
-
-def test_a_language_model_in_two_halves_answers_as_the_whole(bundle: Path) -> None:
-    opened = Bundle.open(bundle)
-    image = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
-    halves = parse_forms("prefill=openvino/fp32,decode=ort-cpu/fp32,*=ort-cpu/fp32")
-    with (
-        Pipeline.load(opened) as whole,
-        Pipeline.load(opened, MixedEngine(opened, halves, 1)) as mixed,
-    ):
-        assert isinstance(mixed.chain.sessions["llm"], SplitSession)
-        asked = (image, "segment the ships", "pixel", 6, "[SEG]")
-        a, b = whole(*asked), mixed(*asked)
-        assert b.token_ids == a.token_ids
-        assert b.crop_boxes == pytest.approx(a.crop_boxes)
-        assert "openvino/fp32" in b.providers["llm"]
-
-
-def test_only_openvino_runs_the_rest_of_an_int8_graph_in_bfloat16(bundle: Path) -> None:
-    engine = MixedEngine(Bundle.open(bundle), {"*": ("ort-cpu", "fp32+bf16")}, 1)
-    with pytest.raises(EngineError, match="only openvino"):
-        engine.session("encoder")
-
-
 def a_query(bundle: Path, forms: str, rounds: int = 1) -> argparse.Namespace:
     return argparse.Namespace(
-        bundle=bundle, checkpoint=None, name="nano", forms=forms, ours="*=ort-cpu/fp32",
+        bundle=bundle, checkpoint=None, name="nano", forms=forms, ours="ort-cpu/fp32",
         scene_px=512, new_tokens=2, rounds=rounds, threads=1,
     )  # fmt: skip
 
