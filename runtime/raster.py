@@ -72,7 +72,8 @@ class Level:
 
 
 class Raster:
-    """An open image file. `levels` run from the finest to the coarsest."""
+    """An open image file. `levels` run from the finest to the coarsest; `tiled` says whether a
+    window can be read without the rows that it lies in."""
 
     def __init__(
         self, name: str, bands: Any = None, value_range: tuple[float, float] | None = None
@@ -115,6 +116,7 @@ class Raster:
         orientation = ds.tags().get("EXIF_Orientation", "1")
         if orientation != "1":
             self.notes.append(orientation_note(orientation))
+        self.tiled = ds.block_shapes[self._bands[0] - 1][1] < self.width
         self.levels = [Level(self.height, self.width, (1.0, 1.0), ds)]
         for i, _ in enumerate(ds.overviews(self._bands[0])):
             # A JPEG offers overviews of its own accord; their sizes are only known once open.

@@ -28,6 +28,8 @@ __all__ = ["Georef", "Scene"]
 
 WHOLE_IMAGE_PX = 64_000_000
 """Images of up to this many pixels are held in memory; larger files are read by windows."""
+WHOLE_IMAGE_WITH_OVERVIEWS_PX = 6_000_000
+"""The same for tiled files with overviews, where windows are read in less time than the whole."""
 NO_DATA_GREY = 236
 """Shown for pixels without data in a thumbnail."""
 
@@ -249,7 +251,10 @@ def _from_file(name: str, bands: Any, value_range: tuple[float, float] | None) -
     path = None if name.startswith("/vsi") or "://" in name else Path(name)
     notes = list(raster.notes)
     try:
-        if raster.height * raster.width <= WHOLE_IMAGE_PX:
+        limit = WHOLE_IMAGE_PX
+        if raster.tiled and len(raster.levels) > 1:
+            limit = min(limit, WHOLE_IMAGE_WITH_OVERVIEWS_PX)
+        if raster.height * raster.width <= limit:
             rgb, valid = raster.read(raster.levels[0], (0, 0, raster.height, raster.width))
             if valid is not None and not valid.any():
                 raise nothing_valid(name)

@@ -539,6 +539,21 @@ def test_averages_leave_out_pixels_without_data(little_memory, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("profile", "overviews", "whole"),
+    [
+        ({"tiled": True, "blockxsize": 128, "blockysize": 128}, (2, 4), False),
+        ({"tiled": True, "blockxsize": 128, "blockysize": 128}, (), True),
+        ({}, (2, 4), True),  # in strips: a window costs whole rows
+    ],
+)
+def test_windows_are_read_where_they_are_cheap(tmp_path, monkeypatch, profile, overviews, whole):
+    monkeypatch.setattr(scene_module, "WHOLE_IMAGE_WITH_OVERVIEWS_PX", 300 * 400 - 1)
+    path = write_tiff(tmp_path / "a.tif", smooth(300, 400), overviews, **profile)
+    with Scene.open(path) as scene:
+        assert (scene.resident(MEAN_STD) is not None) == whole
+
+
 def test_a_large_file_without_overviews_says_what_would_make_it_fast(tmp_path, little_memory):
     path = write_tiff(tmp_path / "a.tif", smooth(300, 300))
     with Scene.open(path) as scene:
