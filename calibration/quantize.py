@@ -74,6 +74,12 @@ class Quantized:
         """Whether the gate let it pass on every engine."""
         return all(v.ok for v in self.verdicts.values())
 
+    def is_narrow(self, graph: str, node: str) -> bool:
+        """Whether a node could be given back: to float32, or to 8 bits from 4."""
+        if graph == "llm" and self.bits:
+            return self.bits.get(node) == 4
+        return node in self.quantized.get(graph, ())
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {
@@ -170,6 +176,7 @@ def quantize(
             result = attempt()
             if relax and not result.ok and recipe in CALIBRATED:
                 order = _order(bundle, change.bundle, recipe, method, fitted, threads, progress)
+                order = [key for key in order if result.is_narrow(*key)]
                 result = _relaxed(order, attempt, result)
             if not result.ok:
                 samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))

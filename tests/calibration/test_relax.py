@@ -123,3 +123,20 @@ def test_without_relax_nothing_is_given_back(calibrated, tmp_path, monkeypatch):
     assert result.given_back == []
     assert "int8" not in Bundle.open(bundle.root).manifest.graphs
     assert result.blamed
+
+
+def test_what_is_wide_already_is_not_given_back(calibrated, tmp_path, monkeypatch):
+    bundle = Bundle.open(shutil.copytree(calibrated.root, tmp_path / "copy"))
+    kept = [node for graph, node in sizes(calibrated) if graph == "encoder"]
+
+    def picky(stage, recipe, data, reference, gate, engines, threads, result, progress):
+        passed = len(result.given_back) >= 4
+        result.verdicts["picky"] = SimpleNamespace(ok=passed, to_json=dict)
+
+    monkeypatch.setattr(quantize, "_measure", picky)
+    result = quantize.quantize(
+        bundle, "int8", None, quantize.Gate(), keep=["encoder/*"], threads=1, relax=True
+    )
+    assert result.ok
+    assert len(result.given_back) == 4
+    assert not {f"encoder/{node}" for node in kept} & set(result.given_back)
