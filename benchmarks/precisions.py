@@ -115,8 +115,9 @@ def as_markdown(report: dict[str, Any]) -> str:
         for engine, v in row["gate"].items():
             lines.append(
                 f"| {row['precision']} | {engine} | {'yes' if v['ok'] else '**no**'} | "
-                f"{_points(v['masks'])} | {_points(v['boxes'])} | {v['agreement']:.1%} of "
-                f"{v['questions']} | {v['identical']:.1%} | {size} | {given} |"
+                f"{_points(v['masks'])} | {_points(v['boxes'])} | "
+                f"{round(v['agreement'] * v['questions'])} of {v['questions']} | "
+                f"{v['identical']:.1%} | {size} | {given} |"
             )
     return "\n".join(lines) + "\n"
 
