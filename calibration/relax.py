@@ -82,7 +82,7 @@ def _affordable(order: Sequence[Node], sizes: Mapping[Node, int]) -> list[Node]:
 
 
 def fewest(most: int, passes: Callable[[int], bool]) -> int | None:
-    """How many layers to give back: four times as many until it passes, then fewer again.
+    """How many layers to give back: twice as many until it passes, then fewer again.
 
     The gate is not quite monotonic, so this is a number that passes, next to one that does not, and
     not always the least.
@@ -101,7 +101,7 @@ def fewest(most: int, passes: Callable[[int], bool]) -> int | None:
             return None
         if passes(count):
             break
-        refused, count = count, 4 * count
+        refused, count = count, 2 * count
     while count - refused > 1:
         middle = (refused + count) // 2
         if passes(middle):

@@ -28,7 +28,7 @@ def test_the_least_number_is_found_where_more_never_hurts(most, needed):
 
     found = fewest(most, passes)
     assert found == (needed if needed <= most else None)
-    assert len(tried) == len(set(tried)) <= 2 * max(most, 1).bit_length()
+    assert len(tried) == len(set(tried)) <= 2 * max(most, 1).bit_length() + 1
 
 
 @given(st.integers(1, 60), st.sets(st.integers(1, 60)))
@@ -103,7 +103,7 @@ def test_a_refused_precision_gives_back_layers_and_says_which(
     assert 4 in result.bits.values()  # some are left, whatever the gate says
     if not ok:
         return
-    assert tried == [0, 1, 4, 2, 3]
+    assert tried == [0, 1, 2, 4, 3]
     assert len(result.given_back) == needed
     assert again.manifest.accuracy["int4-llm"]["given_back"] == result.given_back
     eight = {f"llm/{node}" for node, bits in result.bits.items() if bits == 8}
