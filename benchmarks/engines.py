@@ -217,7 +217,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         "",
         f"{host['cpu']}, {host['threads']} thread(s); {versions}. Milliseconds of "
         f"{'CPU' if clock == 'cpu_ms' else 'wall'} time, medians of {report['rounds']} interleaved "
-        "rounds; in brackets the speed against PyTorch eager and the largest error over an "
+        "rounds; in brackets the speed against the first and the largest error over an "
         f"output's scale. Load average before: {report['load_average_before']:.1f}.",
         "",
         "| graph | " + " | ".join(names) + " |",
