@@ -236,6 +236,9 @@ def search(
 ) -> Search:
     """Which layers to quantise: those that gain time, less the dearest, until the gate passes.
 
+    Where narrow weights alone do not pass, the layers' inputs are weighed against them; `quantize`
+    judges the outcome against float32 anyway.
+
     Args:
         layers: of `measure_layers`.
         probe: on the gate's whole set.
@@ -246,9 +249,13 @@ def search(
     """
     order = sorted((x for x in layers if x.gain_ms > 0), key=lambda x: x.price)
     kept, given_up = len(order), 1
+    # Weights and tables are narrow in every run: what they lose, no layer can give back.
+    progress("no layer narrow")
+    free = probe.ask(())
+    against = reference if judge(free, reference, gate).ok else free
     while True:
         progress(f"{kept} layers narrow")
-        verdict = judge(probe.ask(_nodes(order[:kept])), reference, gate)
+        verdict = judge(probe.ask(_nodes(order[:kept])), against, gate)
         if verdict.ok or kept == 0:
             break
         kept, given_up = max(0, kept - given_up), given_up * 2

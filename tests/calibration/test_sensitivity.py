@@ -68,6 +68,16 @@ def test_a_model_that_bears_nothing_keeps_nothing_narrow(record):
     assert found.verdict.ok
 
 
+def test_what_narrow_weights_lose_is_not_blamed_on_the_layers(record):
+    layers = [layer("cheap", 0, 1.0), layer("dear", 3, 0.5)]
+    probe = Answers(record, {(x.graph, x.node): round(x.changed * QUESTIONS) for x in layers})
+    float32 = Report("set", "b", "", "ort-cpu", "fp32", {}, None, records=[
+        record(i, f"p{i // 10}", text="other" if i > 90 else "it [SEG]") for i in range(QUESTIONS)
+    ])  # fmt: skip
+    found = search(layers, probe, float32, Gate(), "ort-cpu")
+    assert found.wide == [("encoder", "dear")]
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(-1, 5)), min_size=1, max_size=12))
 def test_what_is_chosen_passes_and_gains(drawn):
