@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+
+from geomag_edge.benchmarks.machine import peak_bytes_of
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,7 +43,7 @@ def main() -> None:
         weights = sum(p.stat().st_size for p in checkpoint.glob("*.safetensors"))
         # Linux starts a child's peak at its parent's, which here is small; compose's is not ours.
         export = [*command, "export", str(checkpoint), "-o", str(bundle)]
-        peak = _peak_bytes(export)
+        peak = peak_bytes_of(export)
     report = {
         "preset": args.preset,
         "command": f"python -m geomag_edge.benchmarks.export_memory --preset {args.preset}",
@@ -58,16 +58,6 @@ def main() -> None:
     path = args.results / f"export_memory_{args.preset}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
-
-
-def _peak_bytes(command: list[str]) -> int:
-    """Peak resident bytes of a command, read when it is reaped and so of it alone."""
-    process = subprocess.Popen(command, stdout=sys.stderr)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit("the export failed")
-    assert isinstance(usage, resource.struct_rusage)
-    return usage.ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,6 +85,19 @@ def peak_mb() -> float | None:
 def resident_mb() -> float | None:
     """The memory that this process has resident now, in 10^6 bytes."""
     return _status_mb("VmRSS")
+
+
+def peak_bytes_of(command: Sequence[str]) -> int:
+    """Peak resident bytes of a command, read when it is reaped and so of it alone.
+
+    Raises:
+        SystemExit: the command failed.
+    """
+    process = subprocess.Popen(command, stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    return usage.ru_maxrss * 1024
 
 
 def _status_mb(field: str) -> float | None:
