@@ -30,14 +30,10 @@ engines must be equal before anything is timed. The last line of stdout is one J
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,6 +42,9 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from geomag_edge.benchmarks.machine import machine
+from geomag_edge.benchmarks.publish import RESULTS, publish
+from geomag_edge.benchmarks.timing import Form, interleaved
 from geomag_edge.export.exporter import export_bundle
 from geomag_edge.graphs import past_names, present_names
 from geomag_edge.model.presets import make_preset
@@ -53,7 +52,6 @@ from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.runtime.torch_engine import TorchEngine
 from geomag_edge.scenes import render_scene
 
-RESULTS = Path(__file__).parent / "results"
 PROMPT, PREFIX, NEW_TOKENS = "segment the ships near the pier", "[SEG]", 16
 GOALS = {"decode step": 2.2, "pixel-level query": 1.3}
 
@@ -77,12 +75,7 @@ def main() -> None:
             bundle = Path(folder) / "bundle"
             export_bundle(make_preset(args.preset, Path(folder) / "checkpoint"), bundle)
         report = measure(bundle, args.preset, args.rounds, args.threads)
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"chain_{args.preset}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = as_markdown(report)
-    (args.results / f"chain_{args.preset}.md").write_text(table)
-    print(table, file=sys.stderr)
-    print(json.dumps(report))
+    publish(report, as_markdown(report), args.results, f"chain_{args.preset}")
 
 
 def measure(bundle: Path, preset: str, rounds: int, threads: int) -> dict[str, Any]:
@@ -96,14 +89,12 @@ def measure(bundle: Path, preset: str, rounds: int, threads: int) -> dict[str, A
         answers = {name: ask(pipe, scene) for name, pipe in queries.items()}
         if answers["torch"].token_ids != answers["ort-cpu"].token_ids:
             raise SystemExit("the engines' answers differ: nothing was timed")
-        whole = interleaved(
-            {name: partial(ask, pipe, scene) for name, pipe in queries.items()}, rounds
-        )
+        whole = medians({name: partial(ask, pipe, scene) for name, pipe in queries.items()}, rounds)
         stages = {
             name: stage_medians(pipe, scene, max(3, rounds // 3)) for name, pipe in queries.items()
         }
         past = answers["ort-cpu"].budget.visual_tokens + 24
-        step = interleaved(decode_steps(eager, ours, past), rounds * 5, warmup=5)
+        step = medians(decode_steps(eager, ours, past), rounds * 5, warmup=5)
     ratios = {
         "decode step": step["hugging-face eager"] / step["ort-cpu"],
         "decode step, torch engine": step["torch"] / step["ort-cpu"],
@@ -112,7 +103,7 @@ def measure(bundle: Path, preset: str, rounds: int, threads: int) -> dict[str, A
     return {
         "preset": preset,
         "command": f"python -m geomag_edge.benchmarks.chain --preset {preset} --rounds {rounds}",
-        "machine": machine(threads),
+        "machine": machine(threads, PACKAGES),
         "scene_px": list(scene.shape[:2]),
         "visual_tokens": answers["ort-cpu"].budget.visual_tokens,
         "new_tokens": NEW_TOKENS,
@@ -137,7 +128,7 @@ def stage_medians(pipe: Pipeline, scene: np.ndarray, rounds: int) -> dict[str, f
     return {stage: median(run[stage] for run in runs) for stage in runs[0]}
 
 
-def decode_steps(eager: Pipeline, ours: Pipeline, past: int) -> dict[str, Callable[[], Any]]:
+def decode_steps(eager: Pipeline, ours: Pipeline, past: int) -> dict[str, Form]:
     """One decode step at `past` tokens in each form, each with a cache of its own making."""
     engine = eager.chain.engine
     assert isinstance(engine, TorchEngine)
@@ -194,36 +185,13 @@ def decode_steps(eager: Pipeline, ours: Pipeline, past: int) -> dict[str, Callab
     return steps
 
 
-def interleaved(
-    forms: dict[str, Callable[[], Any]], rounds: int, warmup: int = 1
-) -> dict[str, float]:
-    """Median milliseconds of each form, run in turn so that noise hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for turn in range(warmup + rounds):
-        for name, form in forms.items():
-            start = time.perf_counter()
-            form()
-            if turn >= warmup:
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: median(values) for name, values in times.items()}
+def medians(forms: dict[str, Form], rounds: int, warmup: int = 1) -> dict[str, float]:
+    """Median milliseconds of each form, run in turn."""
+    taken = interleaved(forms, rounds, warmup)
+    return {name: median(times["wall_ms"]) for name, times in taken.items()}
 
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "numpy")
-
-
-def machine(threads: int, packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
-    """What the figures were taken on."""
-    cpu = platform.processor() or "unknown"
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    return {
-        "cpu": cpu,
-        "threads": threads,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-    }
 
 
 def as_markdown(report: dict[str, Any]) -> str:

@@ -18,8 +18,6 @@ The last line of stdout is one JSON.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,6 +26,7 @@ from statistics import fmean
 from typing import Any
 
 from geomag_edge.benchmarks.machine import described, machine
+from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import percentiles
 from geomag_edge.cli.console import counted
 from geomag_edge.manifest import Bundle
@@ -37,7 +36,6 @@ from geomag_edge.runtime.planner import Planner
 from geomag_edge.runtime.probe import model_of
 from geomag_edge.scenes import make_questions, render_scene, write_scene
 
-RESULTS = Path(__file__).parent / "results"
 FACTORS = (1.2, 2.0, 5.0)
 GOAL = 0.99
 SEED, SCENES, SIZE_PX = 60_000_000, 10, 2048
@@ -72,12 +70,7 @@ def main() -> None:
             "precision": pipe.chain.engine.precision,
             **measure(pipe, asked, args.queries),
         }
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"deadlines_{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = as_markdown(report)
-    (args.results / f"deadlines_{args.name}.md").write_text(table)
-    print(table, file=sys.stderr)
-    print(json.dumps(report))
+    publish(report, as_markdown(report), args.results, f"deadlines_{args.name}")
 
 
 def questions(folder: Path) -> list[Question]:

@@ -25,11 +25,9 @@ The last line of stdout is one JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,7 +35,9 @@ from typing import Any
 
 import numpy as np
 
-from geomag_edge.benchmarks.chain import RESULTS, machine
+from geomag_edge.benchmarks.machine import machine
+from geomag_edge.benchmarks.publish import RESULTS, publish
+from geomag_edge.benchmarks.timing import Form, interleaved
 from geomag_edge.graphs import CHAIN, TOLERANCES, past_names, present_names
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engine import Session, open_engine
@@ -45,7 +45,6 @@ from geomag_edge.runtime.reference import FILES, Call, load_reference
 from geomag_edge.runtime.verify import replay
 
 FORMS = "torch:fp32,ort-cpu:fp32,openvino:fp32,openvino:bf16"
-Form = Callable[[], Any]
 
 
 def main() -> None:
@@ -85,12 +84,7 @@ def main() -> None:
         ),
         "bytes": sizes(Bundle.open(args.bundle)),
     }
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"engines_{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = as_markdown(report)
-    (args.results / f"engines_{args.name}.md").write_text(table)
-    print(table, file=sys.stderr)
-    print(json.dumps(report))
+    publish(report, as_markdown(report), args.results, f"engines_{args.name}")
 
 
 def measure(
@@ -127,9 +121,7 @@ def measure(
                 raise SystemExit(f"{graph} on {name} is past its tolerance: nothing was timed")
         for work, done in works(graph, sessions, calls, bundle.manifest.decoder.layers, length):
             print(f"{work}: timing", file=sys.stderr)
-            rows.append(
-                {"work": work, **interleaved(done, rounds), "error": errors, "cosine": cosines}
-            )
+            rows.append({"work": work, **medians(done, rounds), "error": errors, "cosine": cosines})
         for session in sessions.values():
             session.close()
     return rows
@@ -170,19 +162,13 @@ def works(
     ]
 
 
-def interleaved(forms: dict[str, Form], rounds: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each form, run in turn: `wall_ms` and `cpu_ms`."""
-    wall: dict[str, list[float]] = {name: [] for name in forms}
-    cpu: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(rounds):
-        for name, form in forms.items():
-            start = time.perf_counter(), time.process_time()
-            form()
-            wall[name].append((time.perf_counter() - start[0]) * 1e3)
-            cpu[name].append((time.process_time() - start[1]) * 1e3)
+def medians(forms: dict[str, Form], rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each form, run in turn: `wall_ms` and `cpu_ms`. A form's parity check
+    has warmed it up."""
+    taken = interleaved(forms, rounds, warmup=0)
     return {
-        "wall_ms": {name: median(values) for name, values in wall.items()},
-        "cpu_ms": {name: median(values) for name, values in cpu.items()},
+        clock: {name: median(times[clock]) for name, times in taken.items()}
+        for clock in ("wall_ms", "cpu_ms")
     }
 
 

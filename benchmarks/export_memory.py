@@ -23,8 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from geomag_edge.benchmarks.machine import peak_bytes_of
-
-RESULTS = Path(__file__).parent / "results"
+from geomag_edge.benchmarks.publish import RESULTS
 
 
 def main() -> None:

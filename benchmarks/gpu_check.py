@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 
 from geomag_edge.benchmarks.gpu_polygraphy import in_a_process
+from geomag_edge.benchmarks.publish import RESULTS
 from geomag_edge.errors import GeoMagError
 from geomag_edge.graphs import TOLERANCES, Tolerance
 from geomag_edge.manifest import Bundle
@@ -55,7 +56,6 @@ from geomag_edge.runtime.tensorrt.record import RECORD
 from geomag_edge.runtime.verify import verify
 from geomag_edge.targets.detect import look_around
 
-RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "geomag-edge", "numpy", "onnxruntime-gpu", "onnxruntime", "cuda-core", "cuda-bindings",
     "tensorrt", "tensorrt-rtx-cu13", "torch",

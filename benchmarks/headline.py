@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from geomag_edge.benchmarks.machine import described
+from geomag_edge.benchmarks.publish import RESULTS
 
-RESULTS = Path(__file__).parent / "results"
 Row = tuple[str, str, str]
 """What is compared, the goal, what was measured."""
 

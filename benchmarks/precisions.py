@@ -15,13 +15,13 @@ The last line of stdout is one JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from geomag_edge.benchmarks.chain import RESULTS, machine
+from geomag_edge.benchmarks.machine import machine
+from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.calibration import Dataset, open_dataset
 from geomag_edge.calibration.capture import capture
 from geomag_edge.calibration.gate import Gate
@@ -66,12 +66,7 @@ def main() -> None:
         "machine": machine(args.threads, ("onnxruntime", "openvino", "numpy")),
         "recipes": rows,
     }
-    args.results.mkdir(parents=True, exist_ok=True)
-    place = args.results / f"precisions_{args.name}"
-    place.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    place.with_suffix(".md").write_text(as_markdown(report))
-    print(as_markdown(report), file=sys.stderr)
-    print(json.dumps(report))
+    publish(report, as_markdown(report), args.results, f"precisions_{args.name}")
 
 
 def _row(root: Path, recipe: str, data: Dataset, threads: int) -> dict[str, Any]:

@@ -27,7 +27,6 @@ Outputs are checked against Pillow in float before anything is timed.
 """
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -41,6 +40,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomag_edge.benchmarks.publish import publish
 from geomag_edge.cpp_ext import psc_crop
 from geomag_edge.cpp_ext.native import cpu_instruction_set, cpu_library, read_window
 
@@ -392,9 +392,7 @@ def main() -> None:
     arguments = parser.parse_args()
     report = measure(arguments.threads, arguments.rounds)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "psc_crop.json").write_text(json.dumps(report, indent=1) + "\n")
-    (arguments.output / "psc_crop.md").write_text(as_markdown(report))
-    print(json.dumps(report))
+    publish(report, as_markdown(report), arguments.output, "psc_crop")
 
 
 if __name__ == "__main__":

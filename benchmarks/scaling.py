@@ -15,7 +15,6 @@ The last line of stdout is one JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +29,12 @@ import numpy as np
 
 from geomag_edge.benchmarks.machine import described, machine, peak_mb, reset_peak, resident_mb
 from geomag_edge.benchmarks.pictures import figure
+from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import interleaved
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.scenes import render_scene, write_scene
 
-RESULTS = Path(__file__).parent / "results"
 SEED, SIDE_PX = 11, 2048
 SIZES = (1000, 2000, 4000, 8000, 12000, 20000)
 PROMPT, PREFIX, NEW_TOKENS = "segment the ships near the pier", "[SEG]", 16
@@ -68,13 +67,8 @@ def main() -> None:
             "rounds": args.rounds,
             "studies": studies(bundle, folder, sizes, args.rounds, args.threads),
         }
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"scaling_{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = as_markdown(report)
-    (args.results / f"scaling_{args.name}.md").write_text(table)
+    publish(report, as_markdown(report), args.results, f"scaling_{args.name}")
     draw(report, args.results / f"scaling_{args.name}.png")
-    print(table, file=sys.stderr)
-    print(json.dumps(report))
 
 
 @contextmanager

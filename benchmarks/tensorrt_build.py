@@ -25,6 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from geomag_edge.benchmarks.publish import publish
 from geomag_edge.cli.console import table
 from geomag_edge.manifest import Bundle
 
@@ -56,9 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         "runs": runs,
     }
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "tensorrt_build.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.output / "tensorrt_build.md").write_text(text(report))
-    print(json.dumps(report))
+    publish(report, text(report), args.output, "tensorrt_build")
 
 
 def measure(name: str, root: Path, precision: str) -> dict[str, Any]:

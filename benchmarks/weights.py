@@ -12,7 +12,6 @@ clock, because it also holds on a machine that others use. The last line of stdo
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -27,12 +26,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.calibration.dynamic8 import dynamic_int8
 from geomag_edge.calibration.int4 import as_matmulnbits, as_qdq, quantize_blocks
 from geomag_edge.calibration.linears import find_linears
 from geomag_edge.manifest import Bundle
 
-RESULTS = Path(__file__).parent / "results"
 PROMPT, PAST = 576, 600
 DECODES = 5
 """Decode steps a round: one is short against a prompt."""
@@ -184,10 +183,7 @@ def main() -> None:
         "goals": {"decode int4": 3.5, "prefill int8": 2.0},
         "rows": rows,
     }
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"weights_{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.results / f"weights_{args.name}.md").write_text(table(report))
-    print(json.dumps(report))
+    publish(report, table(report), args.results, f"weights_{args.name}")
 
 
 if __name__ == "__main__":

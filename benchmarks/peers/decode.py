@@ -39,13 +39,13 @@ import numpy as np
 
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.peers.agreement import require_same_tokens
+from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import percentiles, ratio
 from geomag_edge.errors import EngineError, GeoMagError, MissingExtraError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.decode import decode_greedily
 from geomag_edge.runtime.engine import open_engine
 
-RESULTS = Path(__file__).parents[1] / "results"
 WORKER = Path(__file__).with_name("worker.py")
 INT4 = "int8+int4-llm"
 TIMES = ("prefill_wall_ms", "prefill_cpu_ms", "decode_wall_ms", "decode_cpu_ms")
@@ -118,13 +118,7 @@ def main() -> None:
             report = measure(args, args.work or Path(folder))
     except GeoMagError as e:
         raise SystemExit(f"error: {e}") from e
-    args.results.mkdir(parents=True, exist_ok=True)
-    name = f"peers_decode_{args.name}"
-    (args.results / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = as_markdown(report)
-    (args.results / f"{name}.md").write_text(table)
-    print(table, file=sys.stderr)
-    print(json.dumps(report))
+    publish(report, as_markdown(report), args.results, f"peers_decode_{args.name}")
 
 
 @dataclass

@@ -31,11 +31,11 @@ from typing import Any
 from geomag_edge.benchmarks.machine import described, machine, peak_mb, reset_peak
 from geomag_edge.benchmarks.peers.big_scenes import SCENE, make_scene
 from geomag_edge.benchmarks.peers.tiling import PER_LEVEL, SET_SEED
+from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import interleaved, percentiles, ratio
 from geomag_edge.errors import GeoMagError
 from geomag_edge.runtime.pipeline import Pipeline
 
-RESULTS = Path(__file__).parents[1] / "results"
 PROMPT, PREFIX, NEW_TOKENS = "segment the vehicles on the road", "[SEG]", 16
 GOALS = {"times": 1.5, "more_mb": 300.0}
 
@@ -62,13 +62,7 @@ def main() -> None:
         report = measure(args)
     except GeoMagError as e:
         raise SystemExit(f"error: {e}") from e
-    args.results.mkdir(parents=True, exist_ok=True)
-    name = f"peers_extent_{args.name}"
-    (args.results / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = as_markdown(report)
-    (args.results / f"{name}.md").write_text(table)
-    print(table, file=sys.stderr)
-    print(json.dumps(report))
+    publish(report, as_markdown(report), args.results, f"peers_extent_{args.name}")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

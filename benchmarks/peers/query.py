@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,6 +44,7 @@ from numpy.typing import NDArray
 
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.peers.agreement import Answer, agreement, require_same
+from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import interleaved, percentiles, ratio
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import EngineError, GeoMagError, InputError
@@ -53,7 +53,6 @@ from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.scenes import render_scene
 
-RESULTS = Path(__file__).parents[1] / "results"
 SCENE_SEED, PROMPT, PREFIX = 11, "segment the ships near the pier", "[SEG]"
 OURS = "auto/auto"
 CHAINS = {
@@ -121,12 +120,7 @@ def main() -> None:
         report = measure(args)
     except GeoMagError as e:
         raise SystemExit(f"error: {e}") from e
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"peers_query_{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = as_markdown(report)
-    (args.results / f"peers_query_{args.name}.md").write_text(table)
-    print(table, file=sys.stderr)
-    print(json.dumps(report))
+    publish(report, as_markdown(report), args.results, f"peers_query_{args.name}")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -25,7 +25,6 @@ The last line of stdout is one JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -40,13 +39,13 @@ from tqdm import tqdm
 
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.peers.big_scenes import make_scene, open_scene
+from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import percentiles
 from geomag_edge.calibration.datasets import Item, Picture, Rect
 from geomag_edge.calibration.metrics import SIZES, AnswerMask, mask_iou, mask_overlap, size_name
 from geomag_edge.errors import GeoMagError, InputError
 from geomag_edge.runtime.pipeline import Pipeline
 
-RESULTS = Path(__file__).parents[1] / "results"
 SET_SEED, PER_LEVEL, NEW_TOKENS = 77, 12, 32
 GOAL = 50.0
 Clocks = dict[str, float]
@@ -182,13 +181,7 @@ def main() -> None:
         report = measure(args)
     except GeoMagError as e:
         raise SystemExit(f"error: {e}") from e
-    args.results.mkdir(parents=True, exist_ok=True)
-    name = f"peers_tiling_{args.name}"
-    (args.results / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = as_markdown(report)
-    (args.results / f"{name}.md").write_text(table)
-    print(table, file=sys.stderr)
-    print(json.dumps(report))
+    publish(report, as_markdown(report), args.results, f"peers_tiling_{args.name}")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
