@@ -46,8 +46,9 @@ from geomag_edge.benchmarks.machine import machine
 from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import Form, interleaved
 from geomag_edge.export.exporter import export_bundle
-from geomag_edge.graphs import past_names, present_names
+from geomag_edge.graphs import present_names
 from geomag_edge.model.presets import make_preset
+from geomag_edge.runtime.feeds import prompt_feeds, step_feeds
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.runtime.torch_engine import TorchEngine
 from geomag_edge.scenes import render_scene
@@ -137,27 +138,12 @@ def decode_steps(eager: Pipeline, ours: Pipeline, past: int) -> dict[str, Form]:
     rng = np.random.default_rng(0)
     prompt = rng.standard_normal((1, past, shape.hidden), np.float32) * 0.02
     token = rng.standard_normal((1, 1, shape.hidden), np.float32) * 0.02
-    names = list(zip(past_names(shape.layers), present_names(shape.layers), strict=True))
-    kept = frozenset(present for _, present in names)
+    kept = frozenset(present_names(shape.layers))
 
     def by_graph(pipe: Pipeline) -> Callable[[], Any]:
         llm = pipe.chain.sessions["llm"]
-        nothing = np.zeros((1, shape.kv_heads, 0, shape.head_dim), np.float32)
-        filled = llm.run(
-            {
-                "inputs_embeds": prompt,
-                "attention_mask": np.ones((1, past), np.int64),
-                "position_ids": np.arange(past)[None],
-                **{name: nothing for name, _ in names},
-            },
-            keep=kept,
-        )
-        feeds = {
-            "inputs_embeds": token,
-            "attention_mask": np.ones((1, past + 1), np.int64),
-            "position_ids": np.array([[past]]),
-            **{name: filled[present] for name, present in names},
-        }
+        filled = llm.run(prompt_feeds(prompt, shape), keep=kept)
+        feeds = step_feeds(token, past, shape.layers, filled)
         return lambda: llm.run(feeds, keep=kept)["logits"]
 
     cache = DynamicCache()

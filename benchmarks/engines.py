@@ -33,14 +33,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from geomag_edge.benchmarks.machine import machine
 from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import Form, interleaved
-from geomag_edge.graphs import CHAIN, TOLERANCES, past_names, present_names
+from geomag_edge.graphs import CHAIN, TOLERANCES, present_names
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engine import Session, open_engine
+from geomag_edge.runtime.feeds import step_feeds
 from geomag_edge.runtime.reference import FILES, Call, load_reference
 from geomag_edge.runtime.verify import replay
 
@@ -178,15 +177,9 @@ def _all(session: Session, calls: list[Call]) -> None:
 
 
 def _decode_step(session: Session, prefill: dict[str, Any], layers: int) -> Form:
-    names = list(zip(past_names(layers), present_names(layers), strict=True))
-    kept = frozenset(present for _, present in names)
+    kept = frozenset(present_names(layers))
     filled, past = session.run(prefill, keep=kept), prefill["attention_mask"].shape[1]
-    feeds = {
-        "inputs_embeds": prefill["inputs_embeds"][:, -1:],
-        "attention_mask": np.ones((1, past + 1), np.int64),
-        "position_ids": np.array([[past]], np.int64),
-        **{name: filled[present] for name, present in names},
-    }
+    feeds = step_feeds(prefill["inputs_embeds"][:, -1:], past, layers, filled)
     return lambda: session.run(feeds, keep=kept)
 
 

@@ -20,10 +20,8 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from geomag_edge.errors import EngineError, GeoMagError
-from geomag_edge.graphs import CHAIN, TOLERANCES, Tolerance, past_names, present_names
+from geomag_edge.graphs import CHAIN, TOLERANCES, Tolerance, present_names
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engine import (
     ANY,
@@ -36,6 +34,7 @@ from geomag_edge.runtime.engine import (
     graph_sets,
     open_engine,
 )
+from geomag_edge.runtime.feeds import step_feeds
 from geomag_edge.runtime.reference import FILES, Call, load_reference
 from geomag_edge.runtime.remembered import conditions, place, recall, remember
 from geomag_edge.runtime.split import HANDS_OVER, SplitSession
@@ -210,22 +209,14 @@ def _work(graph: str, calls: list[Call], layers: int) -> tuple[Work, str]:
 
 def _answer_ms(session: Session, prefill: Mapping[str, Any], layers: int, clock: Clock) -> Parts:
     """One prefill and a typical answer's decode steps, the cache kept by the engine."""
-    names = list(zip(past_names(layers), present_names(layers), strict=True))
-    kept = frozenset(present for _, present in names)
+    kept = frozenset(present_names(layers))
     past = prefill["attention_mask"].shape[1]
     start = clock()
     out = session.run(prefill, keep=kept)
     filled = clock()
     for step in range(TIMED_STEPS):
-        out = session.run(
-            {
-                "inputs_embeds": prefill["inputs_embeds"][:, -1:],
-                "attention_mask": np.ones((1, past + step + 1), np.int64),
-                "position_ids": np.array([[past + step]], np.int64),
-                **{name: out[present] for name, present in names},
-            },
-            keep=kept,
-        )
+        last = prefill["inputs_embeds"][:, -1:]
+        out = session.run(step_feeds(last, past + step, layers, out), keep=kept)
     decoded = clock()
     return (filled - start) * 1e3, (decoded - filled) * ANSWER_TOKENS / TIMED_STEPS * 1e3
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from geomag_edge.graphs import past_names, present_names
+from geomag_edge.graphs import present_names
 from geomag_edge.manifest import DecoderShape
 from geomag_edge.runtime.engine import Session
+from geomag_edge.runtime.feeds import prompt_feeds, step_feeds
 from geomag_edge.runtime.values import HOST, Values
 
 
@@ -72,21 +73,11 @@ def decode_greedily(
         return embedded(np.array([ids], np.int64).reshape(1, -1))[0]
 
     kept = values.kept | frozenset(present_names(shape.layers))
-    names = list(zip(past_names(shape.layers), present_names(shape.layers), strict=True))
     start = values.now()
     texts = [listed(ids) if ids else None for ids in (before, [*after, *prefix])]
     prompt = values.concat([p for p in (texts[0], visual, texts[1]) if p is not None])
     length = len(prompt)
-    nothing = np.zeros((1, shape.kv_heads, 0, shape.head_dim), np.float32)
-    out = llm.run(
-        {
-            "inputs_embeds": prompt.reshape(1, length, -1),
-            "attention_mask": np.ones((1, length), np.int64),
-            "position_ids": np.arange(length)[None],
-            **{past: nothing for past, _ in names},
-        },
-        keep=kept,
-    )
+    out = llm.run(prompt_feeds(prompt.reshape(1, length, -1), shape), keep=kept)
     ids = list(prefix)
     first = length - len(ids)
     queries = [
@@ -107,15 +98,7 @@ def decode_greedily(
         if not go_on(length, token == seg_token_id):
             stopped = "deadline"
             break
-        out = llm.run(
-            {
-                "inputs_embeds": embedded(input_ids),
-                "attention_mask": np.ones((1, length + 1), np.int64),
-                "position_ids": np.array([[length]], np.int64),
-                **{past: out[present] for past, present in names},
-            },
-            keep=kept,
-        )
+        out = llm.run(step_feeds(embedded(input_ids), length, shape.layers, out), keep=kept)
         length, steps = length + 1, steps + 1
         if token == seg_token_id:
             queries.append(out["hidden_states"][0, -1])

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import PromptError
-from geomag_edge.graphs import CHAIN, past_names, present_names
+from geomag_edge.graphs import CHAIN, present_names
 from geomag_edge.runtime.chain import Chain, Stopwatch
 from geomag_edge.runtime.engine import graph_sets
+from geomag_edge.runtime.feeds import prompt_feeds, step_feeds
 from geomag_edge.runtime.frontier import candidates
 from geomag_edge.runtime.latency import LatencyModel, fitted
 from geomag_edge.runtime.pipeline import Pipeline
@@ -259,33 +260,16 @@ def _decoding(chain: Chain, length: int) -> Timed:
     rng = np.random.default_rng(0)
     prompt = rng.standard_normal((1, length, shape.hidden), np.float32) * 0.02
     token = np.array([[1]], np.int64)
-    names = list(zip(past_names(shape.layers), present_names(shape.layers), strict=True))
-    kept = chain.values.kept | frozenset(present for _, present in names)
-    nothing = np.zeros((1, shape.kv_heads, 0, shape.head_dim), np.float32)
+    kept = chain.values.kept | frozenset(present_names(shape.layers))
 
     def decode(watch: Stopwatch) -> None:
         with watch("prefill"):
-            out = chain.sessions["llm"].run(
-                {
-                    "inputs_embeds": prompt,
-                    "attention_mask": np.ones((1, length), np.int64),
-                    "position_ids": np.arange(length)[None],
-                    **{name: nothing for name, _ in names},
-                },
-                kept,
-            )
+            out = chain.sessions["llm"].run(prompt_feeds(prompt, shape), kept)
         for step in range(STEPS):
             with watch("step"):
                 embedded = chain.sessions["embed"].run({"input_ids": token}, chain.values.kept)
-                out = chain.sessions["llm"].run(
-                    {
-                        "inputs_embeds": embedded["inputs_embeds"],
-                        "attention_mask": np.ones((1, length + step + 1), np.int64),
-                        "position_ids": np.array([[length + step]], np.int64),
-                        **{name: out[present] for name, present in names},
-                    },
-                    kept,
-                )
+                feeds = step_feeds(embedded["inputs_embeds"], length + step, shape.layers, out)
+                out = chain.sessions["llm"].run(feeds, kept)
 
     return decode
 
