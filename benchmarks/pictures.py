@@ -8,27 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.benchmarks.queries import STAGES
-from geomag_edge.errors import MissingExtraError
+from geomag_edge.plots import figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from geomag_edge.runtime.planner import Plan
-
-
-def figure(width: float, height: float) -> Figure:
-    """An empty figure.
-
-    Raises:
-        MissingExtraError: no matplotlib.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise MissingExtraError(
-            'the picture needs matplotlib: pip install "geomag-edge[plot]"'
-        ) from e
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def svg(drawn: Figure) -> str:

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 
 from geomag_edge.benchmarks.machine import described, machine, peak_mb, reset_peak, resident_mb
-from geomag_edge.benchmarks.pictures import figure
 from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import interleaved
 from geomag_edge.manifest import Bundle
+from geomag_edge.plots import figure
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.scenes import render_scene, write_scene
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from geomag_edge.errors import MissingExtraError
+from geomag_edge.plots import figure
 
 from .sensitivity import Search
 
@@ -15,14 +15,8 @@ def draw_pareto(found: Search, path: Path) -> None:
     Raises:
         MissingExtraError: no matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise MissingExtraError(
-            'the picture needs matplotlib: pip install "geomag-edge[plot]"'
-        ) from e
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    drawn = figure(10, 4.2)
+    left, right = drawn.subplots(1, 2)
     gains = [point.gain_ms for point in found.curve]
     left.plot(gains, [100 * p.agreement for p in found.curve], "o-", label="answers that match, %")
     if all(p.miou is not None for p in found.curve):
@@ -48,4 +42,4 @@ def draw_pareto(found: Search, path: Path) -> None:
     right.set_xlabel("ms gained by this layer")
     right.set_ylabel("error of its graph, this layer alone quantised")
     right.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+    drawn.savefig(path, dpi=130)
