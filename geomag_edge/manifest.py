@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,6 +38,11 @@ class ViewSettings:
             raise BundleError(
                 f"mean {self.mean} and std {self.std} must be three numbers each, std above 0"
             )
+
+
+def _colour(values: Iterable[Any]) -> tuple[float, float, float]:
+    red, green, blue = (float(x) for x in values)
+    return red, green, blue
 
 
 def _three_finite(values: tuple[float, ...]) -> bool:
@@ -138,8 +143,8 @@ class Manifest:
                 model_config=dict(data["model_config"]),
                 view=ViewSettings(
                     int(pre["view_px"]), int(pre["grid"]),
-                    tuple(float(x) for x in pre["mean"]),  # type: ignore[arg-type]
-                    tuple(float(x) for x in pre["std"]),  # type: ignore[arg-type]
+                    _colour(pre["mean"]),
+                    _colour(pre["std"]),
                 ),
                 prompt=PromptSettings.from_json(data["prompt"]),
                 psc=PscSettings.from_json(data["psc"]),

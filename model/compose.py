@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -191,14 +192,14 @@ def _part_config(folder: Path, families: tuple[str, ...], role: str) -> PreTrain
     return AutoConfig.from_pretrained(folder)
 
 
-def _load(folder: Path, kind: type, config: PreTrainedConfig) -> PreTrainedModel:
+def _load(folder: Path, kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"{folder} has no *.safetensors weights; pickle weights can run code when loaded, so "
             "convert them first"
         )
     try:
-        model, info = kind.from_pretrained(  # type: ignore[attr-defined]
+        model, info = kind.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True,
             local_files_only=True, output_loading_info=True,
         )  # fmt: skip

@@ -83,7 +83,8 @@ class Builder:
         if cls == "building":
             # Roofs are duller than paint.
             mean = sum(base) / 3
-            base = tuple(int(0.68 * x + 0.32 * mean) for x in base)  # type: ignore[assignment]
+            red, green, blue = (int(0.68 * x + 0.32 * mean) for x in base)
+            base = red, green, blue
         return shapes.shade(base, self.rng.uniform(0.92, 1.08))
 
     def thing(self, cls: str, colour: str, size: str, angle: float) -> Thing:

@@ -178,13 +178,13 @@ def _add_profiles(
 def _watch(module: Any, config: Any, on_phase: OnPhase | None) -> list[str]:
     """Sets a progress monitor; the list it returns fills when the user interrupts."""
     interrupted: list[str] = []
-    base = getattr(module, "IProgressMonitor", None)
+    base: Any = getattr(module, "IProgressMonitor", None)
     if base is None or not hasattr(config, "progress_monitor"):
         return interrupted
 
-    class Monitor(base):  # type: ignore[misc, valid-type]
+    class Monitor(base):
         def __init__(self) -> None:
-            base.__init__(self)  # type: ignore[misc]
+            base.__init__(self)
             self.steps: dict[str, int] = {}
 
         def _tell(self, phase: str, done: int) -> None:

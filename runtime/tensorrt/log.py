@@ -31,9 +31,9 @@ def logger_of(flavour: Flavour) -> Any:
     """
     if flavour.name in _LOGGERS:
         return _LOGGERS[flavour.name]
-    base = flavour.module.ILogger
+    base: Any = flavour.module.ILogger
 
-    class Lines(base):  # type: ignore[misc, valid-type]
+    class Lines(base):
         def __init__(self) -> None:
             base.__init__(self)
             self.lines: list[tuple[str, str]] = []

@@ -230,8 +230,8 @@ def _prefill(manifest: Manifest, limits: Limits, many: bool) -> list[Profile]:
 
 
 def _llm(name: str, new: Span, past: Span) -> Profile:
-    total = tuple(n + t for n, t in zip(past, new, strict=True))
-    return Profile(name, {"B": (1, 1, 1), "T": new, "N": past, "N+T": total})  # type: ignore[dict-item]
+    least, usual, most = (n + t for n, t in zip(past, new, strict=True))
+    return Profile(name, {"B": (1, 1, 1), "T": new, "N": past, "N+T": (least, usual, most)})
 
 
 def _without_length(profile: Profile) -> Profile:

@@ -6,14 +6,14 @@ Needs no engine module. docs/TARGETS.md has the fields.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from geomag_edge.errors import BundleError, EngineError
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.tensorrt.profiles import Limits, Profile
+from geomag_edge.runtime.tensorrt.profiles import Limits, Profile, Span
 
 RECORD = "build.json"
 FORMAT_VERSION = 1
@@ -90,13 +90,18 @@ class EngineFile:
                 "activation_bytes": [int(p["activation_bytes"]) for p in data["profiles"]],
                 "from": str(memory["from"]),
             }
+
+        def span(axis: Iterable[Any]) -> Span:
+            least, usual, most = (int(x) for x in axis)
+            return least, usual, most
+
         return cls(
             file=str(data["file"]),
             sha256=str(data["sha256"]),
             bytes=int(data["bytes"]),
             source=dict(data["source"]),
             profiles=tuple(
-                Profile(p["name"], {a: tuple(map(int, span)) for a, span in p["axes"].items()})  # type: ignore[misc]
+                Profile(p["name"], {a: span(s) for a, s in p["axes"].items()})
                 for p in data["profiles"]
             ),
             shapes=tuple(dict(p["shapes"]) for p in data["profiles"]),
