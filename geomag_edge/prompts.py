@@ -6,6 +6,7 @@ Markup in answers:
     [SEG]                       one mask; its hidden state is the mask query.
     <box>v:x0,y0,x1,y1</box>    one box inside view v (0 = the whole, 1.. = the crops in order), in
                                 thousandths of that view's side, so small things keep precision.
+    [SEG]<box>...</box>         the same object, as a mask and as a box.
 """
 
 from __future__ import annotations
@@ -196,8 +197,10 @@ def prompt_with_box(prompt: str, box: Sequence[float], height: int, width: int) 
 _BOX = re.compile(rf"<box>{_NUMBER}:{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}</box>")
 
 
-def boxes_in(text: str, view_boxes: NDArray[np.float32], height: int, width: int) -> list[list]:
-    """The boxes that an answer names, in pixels of the image, clipped to it.
+def named_boxes(
+    text: str, view_boxes: NDArray[np.float32], height: int, width: int
+) -> list[tuple[list[float] | None, int | None]]:
+    """The boxes that an answer names, each with the mask that goes with it.
 
     Args:
         text: the answer.
@@ -205,19 +208,22 @@ def boxes_in(text: str, view_boxes: NDArray[np.float32], height: int, width: int
         height, width: of the image.
 
     Returns:
-        A list of [x0,y0,x1,y1] floats. A box of an unknown view, or with no area inside the
-        image, is left out: it points at nothing.
+        For each box of the text: [x0,y0,x1,y1] in pixels, clipped to the image, or None if it
+        points at nothing (an unknown view, no area inside the image); and which of the text's
+        [SEG] stands right before it, or None.
     """
-    found = []
+    found: list[tuple[list[float] | None, int | None]] = []
     for match in _BOX.finditer(text):
+        lead = text[: match.start()]
+        seg = lead.count(SEG_TOKEN) - 1 if lead.rstrip().endswith(SEG_TOKEN) else None
         view, *local = (int(x) for x in match.groups())
-        if view >= len(view_boxes):
-            continue
-        x0, y0, x1, y1 = view_to_image(
-            view_boxes[view].astype(float).tolist(), [v / 1000 for v in local]
-        )
-        x0, x1 = max(0.0, x0), min(float(width), x1)
-        y0, y1 = max(0.0, y0), min(float(height), y1)
-        if x1 > x0 and y1 > y0:
-            found.append([x0, y0, x1, y1])
+        box = None
+        if view < len(view_boxes):
+            x0, y0, x1, y1 = view_to_image(
+                view_boxes[view].astype(float).tolist(), [v / 1000 for v in local]
+            )
+            x0, x1 = max(0.0, x0), min(float(width), x1)
+            y0, y1 = max(0.0, y0), min(float(height), y1)
+            box = [x0, y0, x1, y1] if x1 > x0 and y1 > y0 else None
+        found.append((box, seg))
     return found

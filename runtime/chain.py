@@ -18,10 +18,11 @@ from geomag_edge.budgets import LEVELS, TokenBudget, check_budget, parse_budget
 from geomag_edge.errors import EngineError, PromptError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Manifest
-from geomag_edge.prompts import PromptCoder, boxes_in
+from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.deadline import Deadline
 from geomag_edge.runtime.decode import Decoded, decode_greedily
 from geomag_edge.runtime.engine import Engine, Session
+from geomag_edge.runtime.mask_boxes import answer_boxes
 from geomag_edge.runtime.masks import Mask
 from geomag_edge.runtime.scene import Scene
 from geomag_edge.runtime.values import HOST, Values, values_of
@@ -64,7 +65,8 @@ class Result:
         granularity: the task level that TMRA's router chose.
         granularity_probabilities: of each level.
         budget: the token budget that ran (the level's own, unless another was asked for).
-        boxes: [x0,y0,x1,y1] in pixels of the image, for each box in the text.
+        boxes: [x0,y0,x1,y1] in pixels of the image, for each box in the text; a box right after
+            a [SEG] is that mask's own (`mask_boxes`), finer than the digits of the text.
         masks: one `Mask` for each [SEG] in the text; `numpy.asarray(mask)` is bool [H,W].
         relevance: f32[G,G] over the centred square of the image's longer side (`view_box`).
         crop_boxes: f32[k,4] px, what PSC magnified, coarse levels first.
@@ -300,13 +302,15 @@ class SceneSession:
         with watch("mask"):
             every = whole if crops is None else _joined(whole, crops, chain.values)
             masks = chain.masks(every, decoded.queries, (scene.height, scene.width))
+            text = coder.decode(decoded.ids)
+            boxes = answer_boxes(text, every.boxes, masks, scene.height, scene.width)
         timings_ms = before_mask | {"prefill": decoded.prefill_ms, "decode": decoded.decode_ms}
         timings_ms["mask"] = watch.ms["mask"]
         timings_ms["total"] = (time.perf_counter() - start) * 1e3
         report = None if deadline is None else deadline.closed(chosen, decoded.stopped)
         return self._result(
-            prompt, decoded, level, odds, chosen, every, crop_scores, seen["relevance"], masks,
-            timings_ms, notes, report,
+            prompt, text, decoded, level, odds, chosen, every, crop_scores, seen["relevance"],
+            boxes, masks, timings_ms, notes, report,
         )  # fmt: skip
 
     @property
@@ -358,19 +362,19 @@ class SceneSession:
         return boxes[: new[count]] if count < len(new) else boxes
 
     def _result(
-        self, prompt: str, decoded: Decoded, level: str, odds: NDArray, budget: TokenBudget,
-        views: Views, crop_scores: F32, relevance: F32, masks: list[Mask],
+        self, prompt: str, text: str, decoded: Decoded, level: str, odds: NDArray,
+        budget: TokenBudget, views: Views, crop_scores: F32, relevance: F32,
+        boxes: list[list[float]], masks: list[Mask],
         timings_ms: dict[str, float], notes: list[str], deadline: dict[str, Any] | None,
     ) -> Result:  # fmt: skip
         chain = self.chain
-        text = chain.coder.decode(decoded.ids)
         return Result(
             prompt=prompt,
             text=text,
             granularity=level,
             granularity_probabilities=dict(zip(LEVELS, odds.tolist(), strict=True)),
             budget=budget,
-            boxes=boxes_in(text, views.boxes, self.scene.height, self.scene.width),
+            boxes=boxes,
             masks=masks,
             relevance=relevance,
             view_box=views.boxes[0],

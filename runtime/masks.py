@@ -25,7 +25,7 @@ BLOCK_PX = 512
 
 
 @dataclass(frozen=True)
-class _View:
+class MaskView:
     """One view's logits f32[M,M] and the box x0, y0, x1, y1 (px of the image) that they cover."""
 
     logits: F32
@@ -52,8 +52,9 @@ class _View:
             self.y0 + float(high[1]) * cell_h,
         )
 
-    def paste(self, out: Bools, y: Coordinates, x: Coordinates) -> None:
-        """Overwrites `out` [len(y), len(x)] at those image coordinates that lie in the box."""
+    def paste(self, out: Bools | F32, y: Coordinates, x: Coordinates) -> None:
+        """Overwrites `out` [len(y), len(x)] at those image coordinates that lie in the box: with
+        the logits, or, where it is bool, with whether they are above 0."""
         rows = slice(*np.searchsorted(y, [self.y0, self.y1]).tolist())
         cols = slice(*np.searchsorted(x, [self.x0, self.x1]).tolist())
         if rows.start >= rows.stop or cols.start >= cols.stop:
@@ -61,6 +62,9 @@ class _View:
         cells = self.logits.shape[0]
         r, fr = _cells(y[rows], self.y0, self.y1, cells)
         c, fc = _cells(x[cols], self.x0, self.x1, cells)
+        if out.dtype != bool:
+            out[rows, cols] = _bilinear(self.logits, r, fr, c, fc)
+            return
         part = self.logits[r[0] : r[-1] + 2, c[0] : c[-1] + 2]
         if (part <= 0).all() or (part > 0).all():
             out[rows, cols] = part[0, 0] > 0
@@ -116,7 +120,7 @@ class Mask:
         if not (np.isfinite(boxes).all() and (sides > 0).all()):
             raise BoxError("the boxes of a mask must be finite with x0 < x1 and y0 < y1")
         order = np.lexsort((quality, -sides.max(axis=1)))
-        self._views = [_View(logits[i], *boxes[i].tolist()) for i in order]
+        self.views = [MaskView(logits[i], *boxes[i].tolist()) for i in order]
         self._extent: tuple[int, Rect] | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -143,7 +147,17 @@ class Mask:
         The centre of pixel (row, col) is y = row + 0.5, x = col + 0.5.
         """
         out = np.zeros((len(y), len(x)), bool)
-        for view in self._views:
+        for view in self.views:
+            view.paste(out, y, x)
+        return out
+
+    def logits_at(self, y: Coordinates, x: Coordinates) -> F32:
+        """The logits at image coordinates: f32[len(y), len(x)]; `at` is where they exceed 0.
+
+        -inf where no view looks.
+        """
+        out = np.full((len(y), len(x)), -np.inf, np.float32)
+        for view in self.views:
             view.paste(out, y, x)
         return out
 
@@ -155,7 +169,7 @@ class Mask:
             side: grid step.
         """
         row0, col0, row1, col1 = within or (0, 0, *self.shape)
-        boxes = [box for view in self._views if (box := view.positive()) is not None]
+        boxes = [box for view in self.views if (box := view.positive()) is not None]
         for r in range(row0 // side * side, row1, side):
             near = [b for b in boxes if b[1] < r + side and b[3] > r]
             for c in range(col0 // side * side, col1, side):
@@ -187,7 +201,7 @@ class Mask:
         return self._extent
 
     def __repr__(self) -> str:
-        return f"Mask(shape={self.shape}, views={len(self._views)}, score={self.score:.3f})"
+        return f"Mask(shape={self.shape}, views={len(self.views)}, score={self.score:.3f})"
 
 
 def mask_iou(a: Mask | ArrayLike, b: Mask | ArrayLike) -> float:

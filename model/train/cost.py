@@ -42,14 +42,20 @@ def tiles_of(height: int, width: int, tiles: int = TILES) -> F32:
     )
 
 
+def masks_of(got: ReferenceAnswer, height: int, width: int) -> list[Mask]:
+    """The answer's masks in the frame of an image."""
+    return [
+        Mask((height, width), got.view_boxes, logits.numpy(), quality.numpy(), 0.0)
+        for logits, quality in zip(got.mask_logits, got.quality, strict=True)
+    ]
+
+
 def mask_iou(scene: PooledScene, question: Question, got: ReferenceAnswer) -> float:
     """IoU of all masks of the answer together with the targets' visible pixels."""
     real = np.isin(scene.ids, np.array(question.targets, np.uint16))
     mask: NDArray[np.bool_] = np.zeros_like(real)
-    for logits, quality in zip(got.mask_logits, got.quality, strict=True):
-        mask |= np.asarray(
-            Mask(scene.ids.shape, got.view_boxes, logits.numpy(), quality.numpy(), 0.0)
-        )
+    for one in masks_of(got, *scene.ids.shape):
+        mask |= np.asarray(one)
     either = np.count_nonzero(mask | real)
     return np.count_nonzero(mask & real) / either if either else 1.0
 

@@ -24,10 +24,11 @@ from geomag_edge.errors import GeoMagError
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration, load_checkpoint
 from geomag_edge.model.inference import answer
 from geomag_edge.model.processor import GeoMagProcessor
-from geomag_edge.model.train.cost import mask_iou, measure_cost
+from geomag_edge.model.train.cost import mask_iou, masks_of, measure_cost
 from geomag_edge.model.train.pool import PooledScene
 from geomag_edge.model.train.targets import prompt_text
-from geomag_edge.prompts import SEG_TOKEN, boxes_in
+from geomag_edge.prompts import SEG_TOKEN
+from geomag_edge.runtime.mask_boxes import answer_boxes
 from geomag_edge.scenes import render_scene
 from geomag_edge.scenes.questions import Question
 from geomag_edge.views import iou_with
@@ -99,7 +100,9 @@ def evaluate(
                     blind = answer(model, processor, scene.image, prompt, even)
                     scores.add(mask_iou(scene, question, blind), "mIoU/small, PSC off")
             elif question.kind == "find_box":
-                found = boxes_in(text, got.view_boxes, height, width)
+                found = answer_boxes(
+                    text, got.view_boxes, masks_of(got, height, width), height, width
+                )
                 best = iou_with(np.array(question.boxes[0]), np.array(found[:1])) if found else [0]
                 scores.add(best[0] >= 0.5, "box IoU@0.5")
                 scores.add(best[0], "box mean IoU")

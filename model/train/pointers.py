@@ -8,7 +8,7 @@ for the box itself. Nothing of this is exported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -154,16 +154,17 @@ def pointer_loss(
                 by_object.add(b, rows, tokens)
                 continue
             if question.kind == "find_box":
-                mark = ids.index(marks[0], first)
+                mark = ids.index(marks[2], first)
                 rows = list(range(mark, stop))
                 view = finest_view(question.boxes[0], boxes[b])
                 by_object.add(b, rows, token_weights(label, targets, budget, grid, view))
-                local = image_to_view(boxes[b, view].tolist(), question.boxes[0])
-                found.add(b, rows, np.array(local, np.float32))
+                found.add(b, rows, _inside(boxes[b], question.boxes[0]))
             elif question.level == "pixel" and targets:
                 rows = [ids.index(marks[2], first)]
                 if len(targets) <= FEW:
                     by_object.add(b, rows, token_weights(label, targets, budget, grid))
+                if len(targets) == 1:
+                    found.add(b, rows, _inside(boxes[b], visit.scene.boxes[targets[0]]))
             if subject is not None and subject.any():
                 named = np.flatnonzero(subject).tolist()
                 by_name.add(b, rows, token_weights(label, named, budget, grid))
@@ -175,6 +176,12 @@ def pointer_loss(
     }
     total = torch.stack(list(parts.values())).sum()
     return total, {name: float(part.detach()) for name, part in parts.items()}
+
+
+def _inside(views: F32, box: Sequence[float]) -> F32:
+    """A box (px) in 0..1 of the finest of the views f32[n,4] that shows it wholly."""
+    view = views[finest_view(tuple(box), views)]
+    return np.array(image_to_view(view.tolist(), box), np.float32)
 
 
 def token_weights(

@@ -40,7 +40,7 @@ WORD_WEIGHTS = {"image": 5.0, "region": 1.0, "pixel": 1.0}
 """Loss weight of a word of an answer by level: an image-level answer is a single word."""
 
 
-MASKS_PER_SCENE = 3
+MASKS_PER_SCENE = 5
 """Mask queries of a scene that are decoded in a step."""
 
 

@@ -100,8 +100,9 @@ as right as its neighbour, which digits alone do not say."""
 def answer_text(question: Question, view_boxes: F32, rng: np.random.Generator | None = None) -> str:
     """What the model should answer, markup included.
 
-    A box is given in the finest view that shows it wholly. One [SEG] stands for the union of the
-    targets; an absent target has none. With `rng` a box's sides are moved a little.
+    One [SEG] stands for the union of the targets; an absent target has none. A box follows its
+    object's [SEG], in the finest view that shows it wholly. With `rng` its sides are moved a
+    little.
     """
     if question.kind == "find_box":
         box = question.boxes[0]
@@ -110,7 +111,7 @@ def answer_text(question: Question, view_boxes: F32, rng: np.random.Generator | 
         if rng is not None:
             size = np.tile(local[2:] - local[:2], 2)
             local += rng.uniform(-JITTER, JITTER, 4) * size
-        return f"{question.answer} {box_markup(view, local.tolist())}"
+        return f"{question.answer} {SEG_TOKEN}{box_markup(view, local.tolist())}"
     if question.level == "pixel" and question.targets:
         return f"{question.answer} {SEG_TOKEN}"
     return question.answer

@@ -15,7 +15,7 @@ from geomag_edge.model.train.data import ViewLabels
 from geomag_edge.model.train.masking import VIEWS, choose_views, decode_points
 from geomag_edge.model.train.pointers import _Boxes, _Looks, token_weights
 from geomag_edge.model.train.targets import JITTER, answer_text
-from geomag_edge.prompts import boxes_in
+from geomag_edge.prompts import named_boxes
 from geomag_edge.scenes.questions import Question
 
 
@@ -85,7 +85,7 @@ def test_a_moved_box_stays_near(seed: int, low: float, high: float) -> None:
     question = Question("region", "find it", "the ship", (box,), (1,), "find_box")
     views = np.array([[0, 0, 200, 200]], np.float32)
     text = answer_text(question, views, np.random.default_rng(seed))
-    found = np.array(boxes_in(text, views, 200, 200)[0])
+    found = np.array(named_boxes(text, views, 200, 200)[0][0])
     assert np.abs(found - box).max() <= JITTER * (high - low) + 0.2
-    exact = np.array(boxes_in(answer_text(question, views), views, 200, 200)[0])
+    exact = np.array(named_boxes(answer_text(question, views), views, 200, 200)[0][0])
     assert np.abs(exact - box).max() <= 0.11

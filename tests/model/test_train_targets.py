@@ -23,7 +23,7 @@ from geomag_edge.model.train.targets import (
     shown_objects,
     subject_of,
 )
-from geomag_edge.prompts import boxes_in
+from geomag_edge.prompts import named_boxes
 from geomag_edge.scenes.questions import Question
 
 
@@ -98,8 +98,8 @@ def test_a_box_is_told_in_the_finest_view_that_holds_it(scene: PooledScene) -> N
     views = np.array([[0, 0, 64, 64], [16, 0, 32, 16], [20, 0, 36, 16]], np.float32)
     assert finest_view(question.boxes[0], views) == 1
     text = answer_text(question, views)
-    assert text == "the ship <box>1:000,500,500,750</box>"
-    assert boxes_in(text, views, 64, 64) == [[16, 8, 24, 12]]
+    assert text == "the ship [SEG]<box>1:000,500,500,750</box>"
+    assert named_boxes(text, views, 64, 64) == [([16, 8, 24, 12], 0)]
 
 
 def test_answers_hold_one_seg_or_none(scene: PooledScene) -> None:

@@ -11,7 +11,7 @@ from geomag_edge.prompts import (
     MAX_PROMPT_CHARS,
     PromptCoder,
     PromptSettings,
-    boxes_in,
+    named_boxes,
     read_tokenizer,
 )
 
@@ -183,6 +183,10 @@ VIEWS = np.array([[0, -50, 300, 250], [100, 0, 200, 100]], np.float32)
 """The global view of a 300 x 200 image, and one crop."""
 
 
+def said(text, views, height, width):
+    return [box for box, _ in named_boxes(text, views, height, width) if box]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -215,14 +219,28 @@ VIEWS = np.array([[0, -50, 300, 250], [100, 0, 200, 100]], np.float32)
     ],
 )  # fmt: skip
 def test_boxes_are_read_from_an_answer(text, expected):
-    found = boxes_in(text, VIEWS, height=200, width=300)
+    found = said(text, VIEWS, height=200, width=300)
     assert len(found) == len(expected)
     np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("text", "segs"),
+    [
+        ("<box>0:1,2,3,4</box>", [None]),
+        ("the ship [SEG]<box>0:1,2,3,4</box>", [0]),
+        ("a [SEG] and b [SEG] <box>0:1,2,3,4</box> <box>0:1,2,3,4</box>", [1, None]),
+        ("[SEG]<box>9:1,2,3,4</box>[SEG]<box>0:1,2,3,4</box>", [0, 1]),
+        ("[SEG] there: <box>0:1,2,3,4</box>", [None]),
+    ],
+)
+def test_a_box_right_after_a_seg_goes_with_its_mask(text, segs):
+    assert [seg for _, seg in named_boxes(text, VIEWS, 200, 300)] == segs
+
+
 @given(st.text("<box>/:,0123456789 -.", max_size=120), st.integers(1, 500), st.integers(1, 500))
 def test_whatever_an_answer_says_its_boxes_lie_in_the_image(text, height, width):
-    for x0, y0, x1, y1 in boxes_in(text, VIEWS, height, width):
+    for x0, y0, x1, y1 in said(text, VIEWS, height, width):
         assert 0 <= x0 < x1 <= width
         assert 0 <= y0 < y1 <= height
 
@@ -231,6 +249,6 @@ def test_whatever_an_answer_says_its_boxes_lie_in_the_image(text, height, width)
 def test_well_formed_boxes_lie_in_the_image_too(numbers, side):
     view, *rest = numbers
     text = f"<box>{view % 3}:{','.join(map(str, rest))}</box>"
-    for x0, y0, x1, y1 in boxes_in(text, VIEWS, side, side):
+    for x0, y0, x1, y1 in said(text, VIEWS, side, side):
         assert 0 <= x0 < x1 <= side
         assert 0 <= y0 < y1 <= side
