@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomag_edge.budgets import LEVELS, TokenBudget, check_budget, parse_budget
-from geomag_edge.errors import EngineError, PromptError
+from geomag_edge.errors import BudgetError, EngineError, PromptError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Manifest
 from geomag_edge.prompts import PromptCoder
@@ -23,8 +23,9 @@ from geomag_edge.runtime.deadline import Deadline
 from geomag_edge.runtime.decode import Decoded, decode_greedily
 from geomag_edge.runtime.engine import Engine, Session
 from geomag_edge.runtime.mask_boxes import answer_boxes
-from geomag_edge.runtime.masks import Mask
+from geomag_edge.runtime.masks import Mask, MaskMaps, joined_masks
 from geomag_edge.runtime.scene import Scene
+from geomag_edge.runtime.sweep import sweep, sweep_boxes
 from geomag_edge.runtime.values import HOST, Values, values_of
 from geomag_edge.views import (
     Candidates,
@@ -182,17 +183,14 @@ class Chain:
         )
         return out["visual"].reshape(-1, self.manifest.decoder.hidden)
 
-    def masks(self, views: Views, queries: Any, shape: tuple[int, int]) -> list[Mask]:
-        """Mask queries [m,D] against the feature maps of the views."""
-        if not len(queries):
-            return []
+    def mask_maps(self, views: Views, queries: Any) -> MaskMaps:
+        """Mask queries [m,D] (m > 0) against the feature maps of the views."""
         out = self.sessions["mask_head"].run({"features": views.features, "queries": queries})
-        logits = out["mask_logits"].astype(np.float32)
-        quality = out["quality"].astype(np.float32)
-        return [
-            Mask(shape, views.boxes, view_logits, view_quality, score=float(view_quality.max()))
-            for view_logits, view_quality in zip(logits, quality, strict=True)
-        ]
+        return MaskMaps(
+            views.boxes,
+            out["mask_logits"].astype(np.float32),
+            out["quality"].astype(np.float32),
+        )
 
 
 class SceneSession:
@@ -222,6 +220,8 @@ class SceneSession:
         answer_prefix: str = "",
         on_text: Callable[[str], None] | None = None,
         deadline: Deadline | None = None,
+        sweep_px: int | None = None,
+        on_view: Callable[[str], None] = lambda name: None,
     ) -> Result:
         """Answers one prompt about the image.
 
@@ -234,11 +234,16 @@ class SceneSession:
                 whatever the model would say).
             on_text: called with each new piece of the answer's text.
             deadline: chooses the budget, and gives up crops and words rather than be late.
+            sweep_px: also look for the answer's masks in views of this side over the whole image.
+                The LLM is not asked again: a view costs its encoding and a mask.
+            on_view: called with each view of the sweep as its turn comes.
 
         Raises:
             PromptError: empty, or too long for the model with this budget.
-            BudgetError: an impossible budget.
+            BudgetError: an impossible budget, or a sweep with a deadline.
         """
+        if sweep_px is not None and deadline is not None:
+            raise BudgetError("a sweep looks at everything, however long that takes: give no time")
         chain, scene, manifest = self.chain, self.scene, self.chain.manifest
         watch = Stopwatch(chain.values)
         coder, settings = chain.coder, chain.coder.settings
@@ -299,13 +304,20 @@ class SceneSession:
         if stream:
             stream(decoded.ids, last=True)
         before_mask = watch.ms
+        every = whole if crops is None else _joined(whole, crops, chain.values)
+        swept: list[MaskMaps] = []
+        if sweep_px is not None and len(decoded.queries):
+            with watch("sweep"):
+                swept = self._swept(sweep_px, decoded.queries, on_view)
         with watch("mask"):
-            every = whole if crops is None else _joined(whole, crops, chain.values)
-            masks = chain.masks(every, decoded.queries, (scene.height, scene.width))
+            masks = []
+            if len(decoded.queries):
+                looked = chain.mask_maps(every, decoded.queries)
+                masks = joined_masks([looked, *swept], (scene.height, scene.width))
             text = coder.decode(decoded.ids)
             boxes = answer_boxes(text, every.boxes, masks, scene.height, scene.width)
         timings_ms = before_mask | {"prefill": decoded.prefill_ms, "decode": decoded.decode_ms}
-        timings_ms["mask"] = watch.ms["mask"]
+        timings_ms |= {stage: watch.ms[stage] for stage in ("sweep", "mask") if stage in watch.ms}
         timings_ms["total"] = (time.perf_counter() - start) * 1e3
         report = None if deadline is None else deadline.closed(chosen, decoded.stopped)
         return self._result(
@@ -360,6 +372,16 @@ class SceneSession:
         new = [i for i, box in enumerate(boxes) if box.tobytes() not in self._known]
         count = deadline.views(len(new), selected, len(boxes) - len(new))
         return boxes[: new[count]] if count < len(new) else boxes
+
+    def _swept(self, side_px: int, queries: Any, on_view: Callable[[str], None]) -> list[MaskMaps]:
+        """Batches of as many views as a look has crops, which every built engine takes."""
+        chain, scene = self.chain, self.scene
+
+        def look(boxes: F32) -> MaskMaps:
+            return chain.mask_maps(chain.encode(scene, boxes, Stopwatch(chain.values)), queries)
+
+        boxes = sweep_boxes(scene.height, scene.width, side_px)
+        return sweep(look, boxes, chain.manifest.psc.max_crops, on_view)
 
     def _result(
         self, prompt: str, text: str, decoded: Decoded, level: str, odds: NDArray,

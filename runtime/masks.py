@@ -6,7 +6,7 @@ somebody asks for it: windows are computed from the few small logit maps. numpy 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +121,7 @@ class Mask:
             raise BoxError("the boxes of a mask must be finite with x0 < x1 and y0 < y1")
         order = np.lexsort((quality, -sides.max(axis=1)))
         self.views = [MaskView(logits[i], *boxes[i].tolist()) for i in order]
+        self._boxes = boxes[order]
         self._extent: tuple[int, Rect] | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -146,19 +147,22 @@ class Mask:
 
         The centre of pixel (row, col) is y = row + 0.5, x = col + 0.5.
         """
-        out = np.zeros((len(y), len(x)), bool)
-        for view in self.views:
-            view.paste(out, y, x)
-        return out
+        return self._pasted(np.zeros((len(y), len(x)), bool), y, x)
 
     def logits_at(self, y: Coordinates, x: Coordinates) -> F32:
         """The logits at image coordinates: f32[len(y), len(x)]; `at` is where they exceed 0.
 
         -inf where no view looks.
         """
-        out = np.full((len(y), len(x)), -np.inf, np.float32)
-        for view in self.views:
-            view.paste(out, y, x)
+        return self._pasted(np.full((len(y), len(x)), -np.inf, np.float32), y, x)
+
+    def _pasted(self, out: Any, y: Coordinates, x: Coordinates) -> Any:
+        """All views over `out`, coarse ones first; of a sweep's many most lie elsewhere."""
+        if len(y) and len(x):
+            x0, y0, x1, y1 = self._boxes.T
+            near = (x0 <= x[-1]) & (x1 >= x[0]) & (y0 <= y[-1]) & (y1 >= y[0])
+            for i in np.flatnonzero(near).tolist():
+                self.views[i].paste(out, y, x)
         return out
 
     def blocks(self, within: Rect | None = None, side: int = BLOCK_PX) -> Iterator[Rect]:
@@ -202,6 +206,27 @@ class Mask:
 
     def __repr__(self) -> str:
         return f"Mask(shape={self.shape}, views={len(self.views)}, score={self.score:.3f})"
+
+
+@dataclass(frozen=True)
+class MaskMaps:
+    """What the mask head said of views: boxes f32[n,4] px, logits f32[m,n,M,M] and quality
+    f32[m,n] of m queries."""
+
+    boxes: F32
+    logits: F32
+    quality: F32
+
+
+def joined_masks(maps: Sequence[MaskMaps], shape: tuple[int, int]) -> list[Mask]:
+    """One mask of an image of `shape` H, W for each query, from all its views."""
+    boxes = np.concatenate([part.boxes for part in maps])
+    logits = np.concatenate([part.logits for part in maps], axis=1)
+    quality = np.concatenate([part.quality for part in maps], axis=1)
+    return [
+        Mask(shape, boxes, one, its_quality, score=float(its_quality.max()))
+        for one, its_quality in zip(logits, quality, strict=True)
+    ]
 
 
 def mask_iou(a: Mask | ArrayLike, b: Mask | ArrayLike) -> float:

@@ -116,6 +116,7 @@ class Pipeline:
         bands: Sequence[int] | None = None,
         value_range: tuple[float, float] | None = None,
         latency_ms: float | None = None,
+        sweep_px: int | None = None,
     ) -> Result:
         """Answers one prompt about one image; see `SceneSession.ask` and `open`.
 
@@ -127,7 +128,9 @@ class Pipeline:
         """
         deadline = self.deadline(budget, latency_ms)
         with self.open(image, bands, value_range) as session:
-            return session.ask(prompt, budget, max_new_tokens, answer_prefix, on_text, deadline)
+            return session.ask(
+                prompt, budget, max_new_tokens, answer_prefix, on_text, deadline, sweep_px
+            )
 
     def deadline(
         self, budget: str | int | TokenBudget | None = None, latency_ms: float | None = None

@@ -136,7 +136,7 @@ def measure(pipe: Pipeline, progress: Callable[[str], None] = lambda step: None)
         watch, [_decoding(chain, n) for n in lengths], ("prefill", "step")
     )
     progress("mask")
-    (mask_ms,) = _rounds(watch, [_masking(chain, v, scene) for v in views], ("mask",))
+    (mask_ms,) = _rounds(watch, [_masking(chain, v) for v in views], ("mask",))
     stamp = datetime.now(timezone.utc).isoformat(timespec="minutes")
     model = LatencyModel(
         crop=fitted(counts, crop_ms, 1),
@@ -274,11 +274,11 @@ def _decoding(chain: Chain, length: int) -> Timed:
     return decode
 
 
-def _masking(chain: Chain, views: Any, scene: Scene) -> Timed:
+def _masking(chain: Chain, views: Any) -> Timed:
     queries = np.zeros((1, chain.manifest.decoder.hidden), np.float32)
 
     def mask(watch: Stopwatch) -> None:
         with watch("mask"):
-            chain.masks(views, queries, (scene.height, scene.width))
+            chain.mask_maps(views, queries)
 
     return mask

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomag_edge.cli.console import print_json, steps
+from geomag_edge.cli.console import counted, print_json, steps
 from geomag_edge.errors import InputError, OutputError
 from geomag_edge.manifest import Bundle
 
 if TYPE_CHECKING:
-    from geomag_edge.runtime.chain import Result
+    from geomag_edge.runtime.chain import Result, SceneSession
     from geomag_edge.runtime.deadline import Deadline
     from geomag_edge.runtime.pipeline import Pipeline
 
@@ -57,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--latency-ms", type=milliseconds, metavar="L",
         help="the best budget that answers in this time, from the machine's own measurement (made "
         "now if there is none); crops and words are given up rather than be late",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sweep", type=positive, metavar="PX",
+        help="also look for the answer's masks in views of PX pixels over the whole image: for "
+        "many small objects in a large scene",
     )  # fmt: skip
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
     parser.add_argument(
@@ -111,17 +118,21 @@ def execute(args: argparse.Namespace) -> None:
         raise OutputError(f"{args.output} is a file: give a folder for the outputs")
     bands = _numbers(args.bands, int, "--bands", (1, 3))
     value_range = _numbers(args.value_range, float, "--range", (2,))
-    show = None if args.json else _show
+    stream = not (args.json or args.sweep)  # a sweep's progress bar would wipe the text out
     if args.budget and args.latency_ms:
         raise InputError("--budget and --latency-ms exclude each other: give one of them")
+    if args.sweep and args.latency_ms:
+        raise InputError("--sweep looks at everything, however long that takes: no --latency-ms")
     with open_pipeline(args) as pipe:
         deadline = _deadline(pipe, args)
         with pipe.open(args.image, bands, value_range) as session:
-            result = session.ask(
-                args.prompt, args.budget, args.max_new_tokens, args.answer_prefix, show, deadline
-            )
+            with sweeping(session, args.sweep) as on_view:
+                result = session.ask(
+                    args.prompt, args.budget, args.max_new_tokens, args.answer_prefix,
+                    _show if stream else None, deadline, args.sweep, on_view,
+                )  # fmt: skip
             if not args.json:
-                print()
+                print("" if stream else result.text)
             answer = describe(result, args.image)
             written = write(session, result, answer, args.output) if args.output else {}
     if args.json:
@@ -140,6 +151,19 @@ def _deadline(pipe: Pipeline, args: argparse.Namespace) -> Deadline | None:
         with steps(PARTS, "measuring this machine") as progress:
             pipe.planner(progress)
     return pipe.deadline(args.budget, args.latency_ms)
+
+
+@contextmanager
+def sweeping(session: SceneSession, side_px: int | None) -> Iterator[Callable[[str], None]]:
+    """A progress bar over the views of a sweep, if there is one."""
+    if side_px is None:
+        yield lambda name: None
+        return
+    from geomag_edge.runtime.sweep import sweep_boxes
+
+    count = len(sweep_boxes(session.scene.height, session.scene.width, side_px))
+    with counted(count, "sweep", "view") as on_view:
+        yield on_view
 
 
 def _show(piece: str) -> None:

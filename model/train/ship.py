@@ -79,7 +79,8 @@ It knows the rendered scenes of `geomag_edge.scenes` and nothing of the real wor
   of steps on {hardware}. Weights: {size_bytes / 2**20:.1f} MiB, fp16, a running average.
 - Optimiser at the end: {optimiser}.
 - Answers: `[SEG]` stands once for the union of all targets; a box is given in the finest view
-  that holds it wholly, in three-digit thousandths; an absent target has neither.
+  that holds it wholly, in three-digit thousandths; "find the box" is answered with both, and the
+  box is then the mask's own; an absent target has neither.
 - Token budgets were drawn anew for every step, so other budgets than the defaults work too.
 
 | stage | steps | learning rate | losses |

@@ -1,0 +1,110 @@
+"""A sweep: every part of the image is seen at one scale, and nothing but the masks changes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geomag_edge import Pipeline
+from geomag_edge.errors import BudgetError, InputError
+from geomag_edge.runtime.masks import MaskMaps
+from geomag_edge.runtime.sweep import sweep, sweep_boxes
+
+PROMPT = "segment the ships near the pier"
+EXTENTS = st.integers(1, 5000)
+
+
+@given(EXTENTS, EXTENTS, st.integers(20, 700))
+def test_the_views_cover_the_image_and_are_as_few_as_can_be(height, width, side):
+    boxes = sweep_boxes(height, width, side)
+    if max(height, width) <= side:
+        assert not len(boxes)  # the global view has seen it all
+        return
+    assert len(boxes) == -(-height // side) * -(-width // side)
+    np.testing.assert_array_equal(boxes[:, 2:] - boxes[:, :2], np.full((len(boxes), 2), side))
+    for low, high, extent in ((1, 3, height), (0, 2, width)):
+        starts = np.unique(boxes[:, low])
+        ends = np.unique(boxes[:, high])
+        assert starts[0] <= 0
+        assert ends[-1] >= extent
+        assert (starts[1:] <= ends[:-1]).all()  # no gap
+        if extent >= side:
+            assert (starts[0], ends[-1]) == (0, extent)  # none sticks out
+
+
+def test_a_sweep_needs_views_of_at_least_a_pixel():
+    with pytest.raises(InputError, match="at least 1 px"):
+        sweep_boxes(100, 100, 0)
+
+
+def test_a_sweep_that_would_never_end_is_refused():
+    with pytest.raises(InputError, match="400000000 of them.*give a larger side"):
+        sweep_boxes(20_000, 20_000, 1)
+
+
+def test_views_go_through_in_batches_and_each_is_named():
+    boxes = sweep_boxes(300, 500, 100)
+    seen, named = [], []
+
+    def look(part):
+        seen.append(part)
+        return MaskMaps(part, np.zeros((1, len(part), 2, 2), np.float32), np.zeros((1, len(part))))
+
+    found = sweep(look, boxes, 4, named.append)
+    assert [len(part) for part in seen] == [4, 4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate([maps.boxes for maps in found]), boxes)
+    assert named[:2] == ["0, 0", "100, 0"]
+    assert len(named) == len(boxes)
+
+
+@pytest.fixture(scope="module")
+def pipe(bundle):
+    with Pipeline.load(bundle, engine="ort-cpu") as pipe:
+        yield pipe
+
+
+def test_a_sweep_changes_the_masks_alone(pipe, picture):
+    plain = pipe(picture, PROMPT, "4+2x4", 3, "[SEG]")
+    swept = pipe(picture, PROMPT, "4+2x4", 3, "[SEG]", sweep_px=100)
+    assert (swept.token_ids, swept.boxes) == (plain.token_ids, plain.boxes)
+    np.testing.assert_array_equal(swept.crop_boxes, plain.crop_boxes)
+    count = len(sweep_boxes(*picture.shape[:2], 100))
+    for a, b in zip(swept.masks, plain.masks, strict=True):
+        assert len(a.views) == len(b.views) + count
+    assert set(swept.timings_ms) - set(plain.timings_ms) == {"sweep"}
+
+
+def test_a_swept_view_is_what_the_answers_query_finds_there(pipe, picture):
+    """As if PSC had looked there: the view's own encoding, the same query."""
+    swept = pipe(picture, PROMPT, "4", 1, "[SEG]", sweep_px=100).masks[0]
+    height, width = picture.shape[:2]
+    box = sweep_boxes(height, width, 100)[5]
+    found = {(view.x0, view.y0, view.x1, view.y1): view.logits for view in swept.views}
+    looked = {}
+    with pipe.open(picture) as session:
+        mask_maps = session.chain.mask_maps
+
+        def remember(views, queries):
+            looked["queries"] = queries
+            return mask_maps(views, queries)
+
+        session.chain.mask_maps = remember
+        session.ask(PROMPT, "4", 1, "[SEG]")
+        session.chain.mask_maps = mask_maps
+        from geomag_edge.runtime.chain import Stopwatch
+
+        views = session.chain.encode(session.scene, box[None], Stopwatch())
+        expected = mask_maps(views, looked["queries"]).logits[0, 0]
+    np.testing.assert_allclose(found[tuple(box.tolist())], expected, atol=1e-4)
+
+
+def test_an_answer_without_a_mask_sweeps_nothing(pipe, picture):
+    named = []
+    with pipe.open(picture) as session:
+        answer = session.ask(PROMPT, "4", 1, sweep_px=100, on_view=named.append)
+    assert bool(named) == bool(answer.masks)
+
+
+def test_a_sweep_and_a_deadline_exclude_each_other(pipe, picture):
+    with pytest.raises(BudgetError, match="however long"):
+        pipe(picture, PROMPT, latency_ms=1000, sweep_px=100)
