@@ -13,7 +13,7 @@ COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#1
 
 
 def draw_curve(log: Sequence[dict], path: Path, columns: Sequence[str], smooth: int = 25) -> None:
-    """Writes a PNG with one line for each column over the steps, each scaled to its own maximum.
+    """Writes a PNG with one line for each column over the logged steps, scaled to its maximum.
 
     Args:
         log: records with `step` and some of the columns.
@@ -25,8 +25,9 @@ def draw_curve(log: Sequence[dict], path: Path, columns: Sequence[str], smooth: 
     ink = ImageDraw.Draw(picture)
     right, bottom = WIDTH - 130, HEIGHT - MARGIN
     ink.line([(MARGIN, 12), (MARGIN, bottom), (right, bottom)], fill="black")
-    last = max((record["step"] for record in log), default=1)
-    ink.text((MARGIN, bottom + 10), "step 0", fill="black")
+    logged = [record["step"] for record in log]
+    first, last = min(logged, default=0), max(logged, default=1)
+    ink.text((MARGIN, bottom + 10), f"step {first}", fill="black")
     ink.text((right - 50, bottom + 10), f"step {last}", fill="black")
     for i, name in enumerate(columns):
         points = [(r["step"], r[name]) for r in log if r.get(name) is not None]
@@ -38,7 +39,7 @@ def draw_curve(log: Sequence[dict], path: Path, columns: Sequence[str], smooth: 
         padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
         values = np.convolve(padded, np.ones(window) / window, mode="valid")
         top = max(float(values.max()), 1e-9)
-        x = MARGIN + steps / max(last, 1) * (right - MARGIN)
+        x = MARGIN + (steps - first) / max(last - first, 1) * (right - MARGIN)
         y = bottom - values / top * (bottom - 20)
         colour = COLOURS[i % len(COLOURS)]
         ink.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=colour, width=2)
