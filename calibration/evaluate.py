@@ -12,7 +12,7 @@ from geomag_edge.errors import DatasetError
 from geomag_edge.prompts import prompt_with_box
 
 from .datasets import Dataset, Item
-from .metrics import box_score, mask_iou, mask_overlap, same_words
+from .metrics import box_overlap, box_score, mask_iou, mask_overlap, same_words
 from .records import Record
 from .report import Report
 
@@ -86,7 +86,7 @@ def weigh(picture: str, item: Item, result: Result, session: SceneSession, view_
     image_px = max(session.scene.height, session.scene.width)
     side = item.longer_side_px()
     overlap: tuple[int, int] | None = None
-    iou = box = None
+    iou = box = box_iou = None
     answer = absent = None
     if item.level == "pixel":
         overlap = mask_overlap(result.masks, item)
@@ -95,6 +95,7 @@ def weigh(picture: str, item: Item, result: Result, session: SceneSession, view_
         answer = same_words(result.text, item.answer)
     elif not item.absent:
         box = box_score(result.boxes, item.boxes)
+        box_iou = box_overlap(result.boxes, item.boxes)
     if item.absent:
         absent = not result.masks and not result.boxes
     grid, crop_grid = result.budget.global_grid, result.budget.crop_grid
@@ -115,6 +116,7 @@ def weigh(picture: str, item: Item, result: Result, session: SceneSession, view_
         union_px=None if overlap is None else overlap[1],
         iou=iou,
         box=box,
+        box_iou=box_iou,
         answer=answer,
         absent=absent,
     )

@@ -27,7 +27,7 @@ class Gate:
     """What a precision may cost.
 
     Attributes:
-        max_miou_drop: in points (100 are the whole), of mIoU and of box IoU@0.5.
+        max_miou_drop: in points (100 are the whole), of masks' and of boxes' mIoU.
         min_agreement: share of answers whose words match float32's.
     """
 
@@ -64,7 +64,7 @@ class Verdict:
         engine, providers: what ran the precision.
         dataset, questions: what was asked.
         masks: mIoU over the questions about masks; None without any.
-        boxes: box IoU@0.5 over the questions about boxes; None without any.
+        boxes: box mIoU over the questions about boxes; None without any.
         agreement: share of answers whose words match.
         identical: share of answers that are the same to the last digit.
         changed: up to ten questions that are answered otherwise now.
@@ -105,10 +105,10 @@ def judge(report: Report, reference: Report, gate: Gate) -> Verdict:
     pairs = [(r, theirs[r.id]) for r in report.records if r.id in theirs]
     changed = [(mine, its) for mine, its in pairs if not same_words(mine.text, its.text)]
     agreement = 1 - len(changed) / len(pairs)
-    masks, boxes = _drop(both, "mIoU"), _drop(both, "box IoU@0.5")
+    masks, boxes = _drop(both, "mIoU"), _drop(both, "box mIoU")
     reasons = [
         f"{name} falls by {drop.points:.2f} points, allowed are {gate.max_miou_drop:g}"
-        for name, drop in (("mIoU", masks), ("box IoU@0.5", boxes))
+        for name, drop in (("mIoU", masks), ("box mIoU", boxes))
         if drop is not None and drop.points > gate.max_miou_drop
     ]
     if agreement < gate.min_agreement:

@@ -85,17 +85,27 @@ def box_score(answered: ArrayLike, expected: ArrayLike) -> float:
     Args:
         answered, expected: [n,4] and [m,4], x0, y0, x1, y1 in pixels; m at least 1.
     """
+    ious, boxes = _paired(answered, expected)
+    return sum(iou >= BOX_IOU for iou in ious) / boxes
+
+
+def box_overlap(answered: ArrayLike, expected: ArrayLike) -> float:
+    """Mean IoU of the same pairs: what a box is worth by degrees, as `mask_iou` is for masks."""
+    ious, boxes = _paired(answered, expected)
+    return sum(ious) / boxes
+
+
+def _paired(answered: ArrayLike, expected: ArrayLike) -> tuple[list[float], int]:
+    """IoUs of the pairs, and the larger number of boxes."""
     got = np.asarray(answered, np.float64).reshape(-1, 4)
     want = np.asarray(expected, np.float64).reshape(-1, 4)
-    if not len(got):
-        return 0.0
+    found: list[float] = []
     ious = np.stack([iou_with(box, got) for box in want])  # [m,n]
-    found = 0
-    while ious.size and ious.max() >= BOX_IOU:
+    while ious.size:
         row, column = np.unravel_index(ious.argmax(), ious.shape)
+        found.append(float(ious[row, column]))
         ious = np.delete(np.delete(ious, row, 0), column, 1)
-        found += 1
-    return found / max(len(got), len(want))
+    return found, max(len(got), len(want))
 
 
 def size_name(side_px: float) -> str:

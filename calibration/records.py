@@ -31,7 +31,7 @@ class Record:
         visual_tokens: what the LLM read.
         ms: time of the whole answer.
         intersection_px, union_px, iou: masks.
-        box: share of boxes found at IoU 0.5.
+        box, box_iou: share of boxes found at IoU 0.5, and their mean IoU.
         answer: whether the words are right.
         absent: whether an absent target got neither mask nor box.
     """
@@ -52,6 +52,7 @@ class Record:
     union_px: int | None = None
     iou: float | None = None
     box: float | None = None
+    box_iou: float | None = None
     answer: bool | None = None
     absent: bool | None = None
 
@@ -126,6 +127,7 @@ METRICS: dict[str, Callable[[Record], Part | None]] = {
     "mIoU present": lambda r: _mean(r.iou) if r.absent is None else None,
     "cIoU": _pixels,
     "box IoU@0.5": lambda r: _mean(r.box),
+    "box mIoU": lambda r: _mean(r.box_iou),
     "answer": lambda r: _mean(r.answer),
     "absent": lambda r: _mean(r.absent),
     "router": lambda r: _mean(r.granularity == r.level),

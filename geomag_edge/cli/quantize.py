@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--max-miou-drop", type=float, default=0.5, metavar="POINTS",
-        help="of 100, of mIoU and of box IoU@0.5, against fp32 (default: 0.5)",
+        help="of 100, of masks' and of boxes' mIoU, against fp32 (default: 0.5)",
     )  # fmt: skip
     parser.add_argument(
         "--min-agreement", type=float, default=0.99, metavar="SHARE",
@@ -140,7 +140,7 @@ def text(result: Quantized, bundle: Path, slim: Path | None) -> str:
                 if d.low is not None and d.high is not None
                 else ""
             )
-            for name, d in (("mIoU", v.masks), ("box IoU@0.5", v.boxes))
+            for name, d in (("mIoU", v.masks), ("box mIoU", v.boxes))
             if d is not None
         ]
         parts.append(

@@ -7,7 +7,7 @@ from geomag_edge.calibration import evaluate, open_dataset
 from geomag_edge.calibration.rendered import RenderedSet
 from geomag_edge.errors import DatasetError
 
-PERFECT = ("mIoU", "mIoU present", "cIoU", "box IoU@0.5", "answer", "absent", "router")
+PERFECT = ("mIoU", "mIoU present", "cIoU", "box IoU@0.5", "box mIoU", "answer", "absent", "router")
 
 
 @pytest.fixture(scope="module")

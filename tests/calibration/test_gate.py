@@ -69,14 +69,28 @@ def test_boxes_that_are_worth_less_are_refused_whatever_their_words(make_report)
     def boxes(share, digit):
         made = make_report([0.5] * 100, [f"a ship <box>1:{digit},1,9,9</box>"] * 100)
         found = [replace(r, level="region", kind="find_box", iou=None, intersection_px=None,
-                         union_px=None, box=float(i < 100 * share))
+                         union_px=None, box_iou=float(i < 100 * share))
                  for i, r in enumerate(made.records)]  # fmt: skip
         return replace(made, records=found)
 
     verdict = judge(boxes(0.98, 3), boxes(0.99, 4), Gate())
-    assert verdict.reasons == ["box IoU@0.5 falls by 1.00 points, allowed are 0.5"]
+    assert verdict.reasons == ["box mIoU falls by 1.00 points, allowed are 0.5"]
     assert (verdict.agreement, verdict.identical) == (1.0, 0.0)
     assert judge(boxes(0.99, 3), boxes(0.99, 4), Gate()).ok
+
+
+def test_a_box_at_the_threshold_does_not_decide_alone(make_report):
+    """0.51 of the truth before, 0.49 now: worth as much, though not found at IoU 0.5."""
+
+    def boxes(iou):
+        made = make_report([0.5] * 100, ["a ship <box>1:1,1,9,9</box>"] * 100)
+        first = replace(made.records[0], level="region", kind="find_box", iou=None,
+                        intersection_px=None, union_px=None, box=float(iou >= 0.5),
+                        box_iou=iou)  # fmt: skip
+        return replace(made, records=[first, *made.records[1:]])
+
+    assert judge(boxes(0.499), boxes(0.501), Gate()).ok
+    assert not judge(boxes(0.3), boxes(0.501), Gate()).ok
 
 
 @pytest.mark.parametrize(

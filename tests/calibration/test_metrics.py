@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from geomag_edge.calibration import Item
 from geomag_edge.calibration.metrics import (
+    box_overlap,
     box_score,
     mask_iou,
     mask_overlap,
@@ -150,6 +151,13 @@ def test_an_extra_or_a_missing_box_is_not_free():
     assert box_score([one, one], [one, two]) == 0.5  # one answer cannot find two things
 
 
+def test_boxes_are_worth_their_iou_by_degrees():
+    expected = [[0, 0, 10, 10]]
+    assert box_overlap([[0, 0, 10, 4.9]], expected) == pytest.approx(0.49)
+    assert box_overlap([[0, 0, 10, 5], [50, 50, 60, 60]], expected) == pytest.approx(0.25)
+    assert box_overlap([], expected) == 0.0
+
+
 corners = st.tuples(
     *(st.integers(0, 30) for _ in range(2)), *(st.integers(1, 20) for _ in range(2))
 ).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
@@ -160,6 +168,8 @@ def test_box_scores_are_symmetric_and_between_0_and_1(one, two):
     assert box_score(one, one) == 1.0
     assert 0.0 <= box_score(one, two) <= 1.0
     assert box_score(one, two) == box_score(two, one)
+    assert box_overlap(one, one) == pytest.approx(1)
+    assert box_overlap(one, two) >= 0.5 * box_score(one, two)
 
 
 @pytest.mark.parametrize(

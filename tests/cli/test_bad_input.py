@@ -302,7 +302,7 @@ def test_a_full_disk_leaves_nothing_behind(command, checkpoint_of, tmp_path, mon
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
 def test_an_export_that_is_stopped_leaves_nothing_behind(checkpoint_of, tmp_path, kind):
-    argv = [sys.executable, "-m", "geomag_edge.cli.main", "export"]
+    argv = [sys.executable, "-m", "geomag_edge", "export"]
     process = subprocess.Popen(
         [*argv, str(checkpoint_of("qwen2-clip")), "-o", str(tmp_path / "out")],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
