@@ -309,6 +309,11 @@ class SceneSession:
         if sweep_px is not None and len(decoded.queries):
             with watch("sweep"):
                 swept = self._swept(sweep_px, decoded.queries, on_view)
+        if sweep_px is not None and not swept:
+            why = "the answer has no [SEG]"
+            if len(decoded.queries):
+                why = f"the image is not larger than one view of {sweep_px} px"
+            notes.append(f"nothing was swept: {why}")
         with watch("mask"):
             masks = []
             if len(decoded.queries):

@@ -131,7 +131,3 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def _one_line(e: BaseException) -> str:
     return " ".join(str(e).split())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

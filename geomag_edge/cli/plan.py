@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `plan`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument(
-        "--latency-ms", type=milliseconds, metavar="L", help="from image and prompt to answer"
+        "--latency-ms",
+        type=milliseconds,
+        metavar="L",
+        help="from an image in memory and a prompt to the answer",
     )
     parser.add_argument(
         "--level", choices=LEVELS, action="append", help="only this task level; may be repeated"

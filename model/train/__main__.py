@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from geomag_edge.errors import GeoMagError
+from geomag_edge.errors import GeoMagError, InputError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--until", type=int, help="stop after this many steps in all")
     parser.add_argument(
         "--resume", nargs="?", type=Path, const=Path("."), metavar="CHECKPOINT",
-        help="go on from FOLDER's last save, or from a checkpoint folder",
+        help="go on from FOLDER's last save; with CHECKPOINT, begin there in a new FOLDER",
     )  # fmt: skip
     args = parser.parse_args(arguments)
     try:
@@ -50,6 +50,13 @@ def _train(args: argparse.Namespace) -> None:
     from geomag_edge.model.train.loop import Place, Trainer
     from geomag_edge.model.train.pool import fill_pool
 
+    if args.threads < 1:
+        raise InputError(f"--threads {args.threads}: give at least 1")
+    kept = args.folder / "state"
+    if args.resume != Path(".") and kept.exists() and not args.render_only:
+        raise InputError(
+            f"{args.folder} holds a run: go on with it by --resume alone, or name another folder"
+        )
     config_path = args.config or Path(__file__).parent / "nano.json"
     config = TrainConfig.load(config_path)
     pool = args.pool or args.folder / "pool"

@@ -89,14 +89,17 @@ It knows the rendered scenes of `geomag_edge.scenes` and nothing of the real wor
 
 ![loss curve](curve.png)
 
-Go on from here: `python -m geomag_edge.model.train RUN --resume model/checkpoints/nano`
-(a stage of further steps ends its default configuration). `train_state.json` holds what was run.
+Go on from here: `python -m geomag_edge.model.train RUN --resume model/checkpoints/nano` renders the
+scenes into `RUN/pool` (minutes; for fewer, give a copy of `model/train/nano.json` with a smaller
+`pool.count` by `--config`) and begins the configuration's last stage, of further steps. After a
+stop, `python -m geomag_edge.model.train RUN --resume` goes on. `train_state.json` says what ran.
 
 ## Measured
 
 Mean, 95 % bootstrap interval over questions, and their number, on seeds never used in training,
 through the PyTorch reference (`python -m geomag_edge.model.train.evaluate`). "small" targets are
-under 16 px in the global view; "PSC off" spends the same visual tokens on the global view alone
+under 16 px in the global view; mIoU is of targets that are there (`mIoU present` of
+`geomag-edge eval`); "PSC off" spends the same visual tokens on the global view alone
 (the encoder then sees that one view instead of five, too).
 
 {tables}

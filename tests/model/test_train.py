@@ -13,6 +13,7 @@ import torch
 from geomag_edge.errors import CheckpointError, InputError
 from geomag_edge.model.presets import shipped_checkpoint
 from geomag_edge.model.train import data
+from geomag_edge.model.train.__main__ import main
 from geomag_edge.model.train.attention import additive
 from geomag_edge.model.train.config import Stage, TrainConfig
 from geomag_edge.model.train.loop import Place, Trainer
@@ -165,6 +166,15 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
         assert Place.choose("auto").device == "cpu"
         with pytest.raises(InputError, match="no CUDA GPU here"):
             Place.choose("cuda")
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume", "elsewhere"]])
+def test_a_run_that_is_there_is_not_begun_again(
+    resume: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").mkdir()
+    assert main([str(tmp_path), "--no-render", *resume]) == 2
+    assert "--resume alone" in capsys.readouterr().err
 
 
 def test_a_state_of_another_model_is_refused(

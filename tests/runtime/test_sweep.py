@@ -1,5 +1,7 @@
 """A sweep: every part of the image is seen at one scale, and nothing but the masks changes."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -103,6 +105,16 @@ def test_an_answer_without_a_mask_sweeps_nothing(pipe, picture):
     with pipe.open(picture) as session:
         answer = session.ask(PROMPT, "4", 1, sweep_px=100, on_view=named.append)
     assert bool(named) == bool(answer.masks)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "side_px", "why"), [("", 100, "no .SEG"), ("[SEG]", 9999, "larger")]
+)
+def test_a_sweep_that_has_nothing_to_do_says_so(pipe, picture, prefix, side_px, why):
+    answer = pipe(picture, PROMPT, "4", 1, prefix, sweep_px=side_px)
+    if not prefix and answer.masks:
+        pytest.skip("the random model said [SEG] by itself")
+    assert any(re.search(f"nothing was swept.*{why}", note) for note in answer.notes)
 
 
 def test_a_sweep_and_a_deadline_exclude_each_other(pipe, picture):
