@@ -1,8 +1,9 @@
 """The accuracy gate: a precision is kept only if it still answers as float32 does.
 
-Words, boxes and masks are each judged by their own measure: words must be the same, boxes and masks
-must be worth as much against the truth. The digits of a box that the model is unsure of change with
-any rounding, so they are not compared as text.
+Words, boxes and masks are each judged by their own measure: words must be the same, the same boxes
+must be found, masks (and boxes, where there are many) must be worth as much against the truth. The
+digits of a box that the model is unsure of change with any rounding, so they are not compared as
+text.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from .report import Report
 MIN_QUESTIONS = 60
 """With fewer, one changed answer would decide alone."""
 
+MIN_BOXES = 200
+"""With fewer, one box would cost more than half a point of their mean IoU; they then count as
+answers, found or not found."""
+
 _BOX = re.compile(r"<box>[^<]*</box>")
 
 
@@ -28,7 +33,7 @@ class Gate:
 
     Attributes:
         max_miou_drop: in points (100 are the whole), of masks' and of boxes' mIoU.
-        min_agreement: share of answers whose words match float32's.
+        min_agreement: share of answers with float32's words, that find the boxes it finds.
     """
 
     max_miou_drop: float = 0.5
@@ -65,7 +70,7 @@ class Verdict:
         dataset, questions: what was asked.
         masks: mIoU over the questions about masks; None without any.
         boxes: box mIoU over the questions about boxes; None without any.
-        agreement: share of answers whose words match.
+        agreement: share of answers with the same words that find the same boxes.
         identical: share of answers that are the same to the last digit.
         changed: up to ten questions that are answered otherwise now.
         reasons: what failed, in plain words.
@@ -103,17 +108,22 @@ def judge(report: Report, reference: Report, gate: Gate) -> Verdict:
         )
     theirs = {r.id: r for r in reference.records}
     pairs = [(r, theirs[r.id]) for r in report.records if r.id in theirs]
-    changed = [(mine, its) for mine, its in pairs if not same_words(mine.text, its.text)]
+    changed = [
+        (mine, its)
+        for mine, its in pairs
+        if not same_words(mine.text, its.text) or mine.box != its.box
+    ]
     agreement = 1 - len(changed) / len(pairs)
     masks, boxes = _drop(both, "mIoU"), _drop(both, "box mIoU")
     reasons = [
         f"{name} falls by {drop.points:.2f} points, allowed are {gate.max_miou_drop:g}"
         for name, drop in (("mIoU", masks), ("box mIoU", boxes))
         if drop is not None and drop.points > gate.max_miou_drop
-    ]
+        and (drop is masks or sum(r.box is not None for r in report.records) >= MIN_BOXES)
+    ]  # fmt: skip
     if agreement < gate.min_agreement:
         reasons.append(
-            f"{len(changed)} of {len(pairs)} answers have other words than float32's "
+            f"{len(changed)} of {len(pairs)} answers have other words or boxes than float32's "
             f"({agreement:.2%} agree, needed are {gate.min_agreement:.2%})"
         )
     return Verdict(

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--min-agreement", type=float, default=0.99, metavar="SHARE",
-        help="of answers with fp32's words (default: 0.99)",
+        help="of answers with fp32's words and found boxes (default: 0.99)",
     )  # fmt: skip
     parser.add_argument(
         "--method", choices=("mse", "minmax", "percentile", "entropy"),
