@@ -7,6 +7,7 @@ strongest connected part, since stray pixels elsewhere would blow the box up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,8 +18,8 @@ from geomag_edge.prompts import named_boxes
 
 from .masks import Bools, Mask, MaskView
 
-STEPS = 8
-"""Points along a logit's cell at which a mask is looked at, at most one a pixel."""
+FINE = 8
+"""Points along a logit's cell at which the strongest part is looked at, at most one a pixel."""
 
 CUT = 0.5
 """What a part counts that a view's edge cuts: another view may show it wholly."""
@@ -52,25 +53,50 @@ def box_around(mask: Mask) -> list[float] | None:
     """x0, y0, x1, y1 in pixels around the strongest connected part; None for an empty mask.
 
     Strength is the mean of the part's logits times the square root of its area in pixels, so it
-    grows with certainty and with size, and not with how finely a view shows the part.
+    grows with certainty and with size, and not with how finely a view shows the part. Parts are
+    told apart at one point a cell; only the strongest is then looked at finely.
     """
     best, found = 0.0, None
     for view in mask.views:
-        for strength, box in _parts(view, mask):
+        for strength, box in _parts(mask, view, _inside(view, mask), 1):
             if strength > best:
-                best, found = strength, box
-    return found
+                best, found = strength, (view, box)
+    if found is None:
+        return None
+    view, (x0, y0, x1, y1) = found
+    cells = view.logits.shape[0]
+    wide, high = (view.x1 - view.x0) / cells, (view.y1 - view.y0) / cells
+    whole = _inside(view, mask)
+    near = (
+        max(x0 - wide, whole[0]), max(y0 - high, whole[1]),
+        min(x1 + wide, whole[2]), min(y1 + high, whole[3]),
+    )  # fmt: skip
+    return max(_parts(mask, view, near, FINE), default=(0.0, [x0, y0, x1, y1]))[1]
 
 
-def _parts(view: MaskView, mask: Mask) -> Iterator[tuple[float, list[float]]]:
-    """Strength and box (px) of the mask's connected parts within a view."""
-    height, width = mask.shape
-    x0, y0 = max(0.0, view.x0), max(0.0, view.y0)
-    x1, y1 = min(float(width), view.x1), min(float(height), view.y1)
+def _inside(view: MaskView, mask: Mask) -> tuple[float, float, float, float]:
+    """The part of the image that a view shows, px; empty where it shows none."""
+    height, width = (float(extent) for extent in mask.shape)
+    return max(0.0, view.x0), max(0.0, view.y0), min(width, view.x1), min(height, view.y1)
+
+
+def _parts(
+    mask: Mask, view: MaskView, rect: tuple[float, float, float, float], per_cell: int
+) -> Iterator[tuple[float, list[float]]]:
+    """Strength and box (px) of the mask's connected parts within `rect`, a part of a view.
+
+    It is looked at in `per_cell` points along a cell of the view.
+    """
+    x0, y0, x1, y1 = rect
     if x0 >= x1 or y0 >= y1:
         return
-    most = STEPS * view.logits.shape[0]
-    rows, cols = (max(1, min(most, round(b - a))) for a, b in ((y0, y1), (x0, x1)))
+    height, width = mask.shape
+    cells = view.logits.shape[0]
+    along_y, along_x = (y1 - y0) / (view.y1 - view.y0), (x1 - x0) / (view.x1 - view.x0)
+    rows, cols = (
+        max(1, min(math.ceil(per_cell * cells * share), math.ceil(px)))
+        for share, px in ((along_y, y1 - y0), (along_x, x1 - x0))
+    )
     step_y, step_x = (y1 - y0) / rows, (x1 - x0) / cols
     y, x = y0 + (np.arange(rows) + 0.5) * step_y, x0 + (np.arange(cols) + 0.5) * step_x
     logits = mask.logits_at(y, x)
