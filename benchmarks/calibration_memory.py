@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     host = machine(args.threads)
-    command = [sys.executable, "-m", "geomag_edge.cli.main"]
+    command = [sys.executable, "-m", "geomag_edge"]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, bundle = Path(folder) / "checkpoint", Path(folder) / "bundle"
         made = ["compose", "--preset", args.preset, "-o", str(checkpoint)]

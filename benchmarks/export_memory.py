@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--preset", default="half-b", help="nano, base or half-b")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    command = [sys.executable, "-m", "geomag_edge.cli.main"]
+    command = [sys.executable, "-m", "geomag_edge"]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, bundle = Path(folder) / "checkpoint", Path(folder) / "bundle"
         made = [*command, "compose", "--preset", args.preset, "-o", str(checkpoint)]

@@ -1,10 +1,12 @@
 """The figures that the README quotes: one command measures them all and writes one table.
 
-    python -m geomag_edge.benchmarks.headline --base BUNDLE --nano BUNDLE --scenes DIR
+    pip install -e ".[peers]"
+    python -m geomag_edge.benchmarks.headline --work DIR
 
-`--base` is the `base` preset with the precisions int8 and int8+int4-llm, `--nano` the shipped
-checkpoint with its accuracy by budget (`geomag-edge plan BUNDLE --data SET`); `--scenes` keeps the
-rendered scenes. Each part is a script of its own, run in its own process, with its own result:
+What is measured is made first, in DIR, and kept there: `base` (the preset with seeded random
+weights) in fp32, int8 and int8+int4-llm, `nano` (the shipped checkpoint) with its accuracy by
+budget, and the rendered scenes. `--base` and `--nano` name bundles that are there already. Each
+part is a script of its own, run in its own process, with its own result:
 
 | part | script |
 |---|---|
@@ -31,26 +33,41 @@ from typing import Any
 
 from geomag_edge.benchmarks.machine import described
 from geomag_edge.benchmarks.publish import RESULTS
+from geomag_edge.manifest import Bundle
+from geomag_edge.model.presets import shipped_checkpoint
+from geomag_edge.runtime.frontier import frontier_of
 
 Row = tuple[str, str, str]
 """What is compared, the goal, what was measured."""
 
 
+RECIPES = {
+    "base": (("int8",), ("int8+int4-llm",)),
+    "nano": (("int8", "--relax", "--data", "scenes:8:24:512"),),
+}
+"""The precisions of each bundle; what was really trained must pass the gate."""
+CALIBRATION = {"base": ("scenes:1:17", "--count", "128"), "nano": ("scenes:1:16",)}
+FRONTIER = "scenes:7:24"
+"""By what `nano`'s budgets are judged."""
+
+
 def main() -> None:
-    """Runs the parts, then writes the table of all results that are there."""
+    """Makes what is missing, runs the parts, then writes the table of all results there are."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--base", type=Path, help="bundle")
+    parser.add_argument("--work", type=Path, help="bundles and scenes are made and kept here")
+    parser.add_argument("--base", type=Path, help="bundle, in place of one made here")
     parser.add_argument("--checkpoint", type=Path, help="of --base, if it has moved")
-    parser.add_argument("--nano", type=Path, help="bundle")
-    parser.add_argument("--scenes", type=Path, help="rendered scenes are made and kept here")
+    parser.add_argument("--nano", type=Path, help="bundle, in place of one made here")
     parser.add_argument("--genai-python", default=sys.executable, help="a Python that has it")
+    parser.add_argument("--optimum-python", default=sys.executable, help="a Python that has it")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     wanted = [name for name in args.only.split(",") if name != "none"]
+    prepare(args, wanted)
     failed = []
     for name in wanted:
         command = _command(name, args)
@@ -64,51 +81,104 @@ def main() -> None:
         raise SystemExit(f"failed, with what was measured before in the table: {failed}")
 
 
+def prepare(args: argparse.Namespace, wanted: list[str]) -> None:
+    """Makes the bundles that the wanted parts need and nobody named, and notes their places.
+
+    What an earlier run has made is taken as it is.
+
+    Raises:
+        SystemExit: an unknown part, no --work, or a step that failed.
+    """
+    if unknown := set(wanted) - set(PARTS):
+        raise SystemExit(f"unknown part {min(unknown)!r}: there are {', '.join(PARTS)}")
+    if wanted and args.work is None:
+        raise SystemExit("give --work DIR: bundles and scenes are made and kept there")
+    for kind in sorted({PARTS[name][0] for name in wanted}):
+        if getattr(args, kind) is None:
+            setattr(args, kind, _made(kind, args.work))
+
+
+def _made(kind: str, work: Path) -> Path:
+    """`base` or `nano` as a bundle in `work`."""
+    bundle, checkpoint = work / kind, work / f"{kind}-checkpoint"
+    shipped = shipped_checkpoint(kind)
+    if shipped is None and not checkpoint.exists():
+        _cli("compose", "--preset", kind, "-o", str(checkpoint))
+    if not bundle.exists():
+        _cli("export", str(shipped or checkpoint), "-o", str(bundle))
+    made = Bundle.open(bundle)
+    if not made.manifest.calibration:
+        _cli("calibrate", str(bundle), "--data", *CALIBRATION[kind])
+    for recipe, *more in RECIPES[kind]:
+        if recipe not in made.manifest.graphs:
+            _cli("quantize", str(bundle), "--recipe", recipe, *more)
+    if kind == "nano" and frontier_of(made) is None:
+        _cli("plan", str(bundle), "--data", FRONTIER)
+    return bundle
+
+
+def _cli(*words: str) -> None:
+    print(f"geomag-edge {' '.join(words)}", file=sys.stderr)
+    command = [sys.executable, "-m", "geomag_edge", *words]
+    if subprocess.run(command, stdout=sys.stderr).returncode:
+        raise SystemExit(f"failed: geomag-edge {' '.join(words)}")
+
+
 def _command(part: str, args: argparse.Namespace) -> list[str]:
     """How a part is run."""
-    if part not in PARTS:
-        raise SystemExit(f"unknown part {part!r}: there are {', '.join(PARTS)}")
     bundle = args.base if PARTS[part][0] == "base" else args.nano
-    if bundle is None or (part in ("extent", "tiling") and args.scenes is None):
-        raise SystemExit(f"{part} needs --{PARTS[part][0]} and, for large scenes, --scenes")
     threads = ["--threads", str(args.threads)]
     if part == "overhead":
         return [
-            sys.executable, "-m", "geomag_edge.cli.main", "bench", str(bundle), "--engine", "auto",
+            sys.executable, "-m", "geomag_edge", "bench", str(bundle), "--engine", "auto",
             "--precision", "auto", "--budget", "pixel", "--size", "4096", "--rounds", "9",
             *threads, "-o", str(args.results / "bench_base"),
         ]  # fmt: skip
     command = [sys.executable, "-m", f"geomag_edge.benchmarks.{PARTS[part][1]}",
                "--bundle", str(bundle), "--results", str(args.results), *threads]  # fmt: skip
     if part in ("extent", "tiling"):
-        command += ["--scenes", str(args.scenes)]
+        command += ["--scenes", str(args.work / "scenes")]
+    if part == "tiling":
+        command += ["--engine", "auto", "--precision", "auto"]
     if part in ("query", "decode") and args.checkpoint:
         command += ["--checkpoint", str(args.checkpoint)]
     if part == "decode":
         command += ["--genai-python", args.genai_python]
+        command += ["--optimum-python", args.optimum_python]
     return command
 
 
 def as_markdown(results: Path) -> str:
-    """The table of all results that are there, each with its machine's line and command."""
+    """The table of all results that are there, each with its machine's line and command.
+
+    Folders inside hold results of other machines, which get tables of their own.
+    """
     lines = [
         "# Headline figures",
         "",
-        "`python -m geomag_edge.benchmarks.headline --base BUNDLE --nano BUNDLE --scenes DIR`",
+        "`python -m geomag_edge.benchmarks.headline --work DIR`",
         "",
-        "| comparison | goal | measured |",
-        "|---|---|---|",
+        *_table(results, "not measured"),
     ]
+    for folder in sorted(path for path in results.glob("*/") if path.is_dir()):
+        if any((folder / file).exists() for _, _, file, _ in PARTS.values()):
+            lines += ["", f"## Another machine: {folder.name}", "", *_table(folder)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(results: Path, absent: str = "") -> list[str]:
+    """The rows of one folder's results; a part without one is said to be `absent`, or left out."""
+    lines = ["| comparison | goal | measured |", "|---|---|---|"]
     sources = []
     for part, (_, _, file, rows) in PARTS.items():
         path = results / file
-        if not path.exists():
-            lines.append(f"| {part} | - | not measured |")
-            continue
-        data = json.loads(path.read_text())
-        lines += [f"| {what} | {goal} | {value} |" for what, goal, value in rows(data)]
-        sources.append(f"- {part}: `{data['command']}`; {described(data['machine'])}")
-    return "\n".join([*lines, "", *sources]) + "\n"
+        if path.exists():
+            data = json.loads(path.read_text())
+            lines += [f"| {what} | {goal} | {value} |" for what, goal, value in rows(data)]
+            sources.append(f"- {part}: `{data['command']}`; {described(data['machine'])}")
+        elif absent:
+            lines.append(f"| {part} | - | {absent} |")
+    return [*lines, "", *sources]
 
 
 def _times(found: dict[str, Any]) -> str:
@@ -158,22 +228,26 @@ def extent_rows(data: dict[str, Any]) -> list[Row]:
 def tiling_rows(data: dict[str, Any]) -> list[Row]:
     """Time for every scene, and masks where the scene was tiled completely."""
     rows = []
+    swept = f"swept in views of {data['sweep_px']} px"
     for scene in data["scenes"]:
         goal = ">= 50x" if scene["size_px"] >= 20_000 else "-"
-        ratio, part = scene["ratio"], f"{scene['tiles_timed']} of {scene['tiles']} tiles timed"
-        rows.append(
-            (f"{scene['size_px']} px scene against tiling everything, time", goal,
-             f"{ratio['wall_ms']:.0f}x, CPU time {ratio['cpu_ms']:.0f}x ({part})")
-        )  # fmt: skip
+        part = f"{scene['tiles_timed']} of {scene['tiles']} tiles timed"
+        for way, name in (("ours", "by itself"), ("swept", swept)):
+            ratio = scene["ratio"][way]
+            rows.append(
+                (f"{scene['size_px']} px scene {name} against tiling everything, time", goal,
+                 f"{ratio['wall_ms']:.0f}x, CPU time {ratio['cpu_ms']:.0f}x ({part})")
+            )  # fmt: skip
         if quality := scene.get("quality"):
             small, every = quality["small_miou"], quality["miou"]
-            rows.append(
-                (f"{scene['size_px']} px scene, mIoU of small targets against tiling's",
-                 "at least equal",
-                 f"{_share(small['ours'])} against {_share(small['tiling'])} "
-                 f"({quality['small_questions']} questions; all targets {_share(every['ours'])} "
-                 f"against {_share(every['tiling'])})")
-            )  # fmt: skip
+            for way, name in (("ours", "by itself"), ("swept", swept)):
+                rows.append(
+                    (f"{scene['size_px']} px scene {name}, mIoU of small targets against tiling's",
+                     "at least equal",
+                     f"{_share(small[way])} against {_share(small['tiling'])} "
+                     f"({quality['small_questions']} questions; all targets {_share(every[way])} "
+                     f"against {_share(every['tiling'])})")
+                )  # fmt: skip
     return rows
 
 

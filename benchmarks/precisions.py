@@ -4,7 +4,9 @@
 
 What is measured: the checkpoint is exported, calibrated on rendered scenes that no training and no
 evaluation uses, and quantised by every recipe with `--relax`; each is asked the same questions on
-`ort-cpu` and `openvino` and compared with float32 on `ort-cpu`. No time is measured here.
+`ort-cpu` and `openvino` and compared with float32 on `ort-cpu`. Last come the forms that `--engine
+auto --precision auto` mixes here, each from a precision that passed: judged as one, since
+losses add up. No time is measured here.
 
 What bounds it: a small model is unsure of many answers, and any rounding turns those over. What a
 recipe could not keep, it gave back: the table says how many layers.
@@ -24,7 +26,8 @@ from geomag_edge.benchmarks.machine import machine
 from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.calibration import Dataset, open_dataset
 from geomag_edge.calibration.capture import capture
-from geomag_edge.calibration.gate import Gate
+from geomag_edge.calibration.evaluate import evaluate
+from geomag_edge.calibration.gate import Gate, judge
 from geomag_edge.calibration.quantize import quantize
 from geomag_edge.calibration.scales import save_scales
 from geomag_edge.calibration.sensitivity import FirstQuestions
@@ -32,6 +35,8 @@ from geomag_edge.calibration.sets import open_calibration_set
 from geomag_edge.export.exporter import export_bundle
 from geomag_edge.manifest import Bundle
 from geomag_edge.model.presets import shipped_checkpoint
+from geomag_edge.runtime.auto import AutoEngine
+from geomag_edge.runtime.pipeline import Pipeline
 
 ENGINES = ("ort-cpu", "openvino")
 USUAL = "fp16,int8,int4-llm"
@@ -59,12 +64,14 @@ def main() -> None:
         save_scales(Bundle.open(root), seen.scales, "mse")
         data = FirstQuestions(open_dataset(args.data), EVERY)  # rendered once
         rows = [_row(root, recipe, data, args.threads) for recipe in args.recipes.split(",")]
+        mixture = _mixture(root, data, args.threads)
     report = {
         "name": args.name,
         "command": f"python -m geomag_edge.benchmarks.precisions --calibration {args.calibration} "
         f"--data {args.data} --recipes {args.recipes} --name {args.name} --threads {args.threads}",
         "machine": machine(args.threads, ("onnxruntime", "openvino", "numpy")),
         "recipes": rows,
+        "mixture": mixture,
     }
     publish(report, as_markdown(report), args.results, f"precisions_{args.name}")
 
@@ -84,6 +91,17 @@ def _row(root: Path, recipe: str, data: Dataset, threads: int) -> dict[str, Any]
     return {key: made[key] for key in kept} | {"narrow_layers": layers}
 
 
+def _mixture(root: Path, data: Dataset, threads: int) -> dict[str, Any]:
+    """The gate's verdict on what `auto` mixes; its `providers` say what ran each graph."""
+    print("auto:", file=sys.stderr)
+    bundle = Bundle.open(root)
+    with Pipeline.load(bundle, "ort-cpu", "fp32", threads) as pipe:
+        reference = evaluate(pipe, data)
+    engine = AutoEngine(bundle, "auto", threads, anew=True)
+    with Pipeline.load(bundle, engine) as pipe:
+        return judge(evaluate(pipe, data), reference, Gate()).to_json()
+
+
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
     host = report["machine"]
@@ -97,7 +115,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         "negative: gained. Given back: layers that stay wide, or get 8 bits in place of 4, because "
         "the gate refused without.",
         "",
-        "| recipe | engine | kept | mIoU lost | box IoU@0.5 lost | same words | identical | size "
+        "| recipe | engine | kept | mIoU lost | box mIoU lost | same words | identical | size "
         "| given back |",
         "|---" * 9 + "|",
     ]
@@ -108,13 +126,21 @@ def as_markdown(report: dict[str, Any]) -> str:
             given += f"; {four} of the LLM's {len(row['bits'])} have 4 bits"
         size = f"{row['bytes'] / row['source_bytes']:.2f}"
         for engine, v in row["gate"].items():
-            lines.append(
-                f"| {row['precision']} | {engine} | {'yes' if v['ok'] else '**no**'} | "
-                f"{_points(v['masks'])} | {_points(v['boxes'])} | "
-                f"{round(v['agreement'] * v['questions'])} of {v['questions']} | "
-                f"{v['identical']:.1%} | {size} | {given} |"
-            )
+            lines.append(f"| {row['precision']} | {engine} | {_verdict(v)} | {size} | {given} |")
+    mixed = report["mixture"]
+    lines.append(f"| auto | auto | {_verdict(mixed)} | - | - |")
+    forms = ", ".join(f"{graph}: {form}" for graph, form in mixed["providers"].items())
+    lines += ["", f"What auto mixed here: {forms}."]
     return "\n".join(lines) + "\n"
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """The cells of a verdict."""
+    same = round(found["agreement"] * found["questions"])
+    return (
+        f"{'yes' if found['ok'] else '**no**'} | {_points(found['masks'])} | "
+        f"{_points(found['boxes'])} | {same} of {found['questions']} | {found['identical']:.1%}"
+    )
 
 
 def _points(drop: dict[str, Any] | None) -> str:

@@ -70,7 +70,7 @@ def measure(name: str, root: Path, precision: str) -> dict[str, Any]:
         (copy / "bundle.json").unlink()
         (copy / "bundle.json").write_text(json.dumps(data))
         done = subprocess.run(
-            [sys.executable, "-m", "geomag_edge.cli.main", "build", str(copy), "--target", TARGET,
+            [sys.executable, "-m", "geomag_edge", "build", str(copy), "--target", TARGET,
              "--precision", precision, "--json"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip

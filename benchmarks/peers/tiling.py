@@ -1,6 +1,6 @@
-"""Large scenes: our chain with PSC against tiling everything at native resolution.
+"""Large scenes: our chain with PSC, and with a sweep, against tiling all at native resolution.
 
-    python -m geomag_edge.benchmarks.peers.tiling --bundle BUNDLE --scenes DIR [--sizes 4096,20000]
+    python -m geomag_edge.benchmarks.peers.tiling --bundle BUNDLE --scenes DIR [--sizes 2048,4096,20000]
 
 Tiling is the usual practice for images larger than a model's input: the scene is cut into tiles of
 the model's view, each is asked the same prompt as an image of its own (the global view alone at
@@ -15,9 +15,12 @@ result says from how many. `--quality-sizes` names the scenes that are tiled com
 masks' mIoU, which is also given for the questions with a target and for those whose targets are
 small in the global view.
 
+Ours is measured twice: as it answers by itself, with a handful of crops, and with a sweep
+(`run --sweep`), which takes the answer's mask query to views of `--sweep-px` over the whole scene.
+
 Who wins in quality depends on the question. Tiling sees every object at native resolution, so it
-finds "all trees", which four crops cannot cover; a tile has no notion of the rest of the scene, so
-"the lowest jetty" is beyond it. Questions by kind are in the JSON.
+finds "all trees", which four crops cannot cover and a sweep can; a tile has no notion of the rest
+of the scene, so "the lowest jetty" is beyond it. Questions by kind are in the JSON.
 
 The last line of stdout is one JSON.
 """
@@ -48,6 +51,7 @@ from geomag_edge.runtime.pipeline import Pipeline
 
 SET_SEED, PER_LEVEL, NEW_TOKENS = 77, 12, 32
 GOAL = 50.0
+WAYS = ("ours", "swept", "tiling")
 Clocks = dict[str, float]
 """`wall_ms` and `cpu_ms`."""
 
@@ -145,10 +149,12 @@ def tile_everything(
     return masks, _clocks(wall, cpu)
 
 
-def ask_whole(pipe: Pipeline, path: Path, prompt: str) -> tuple[Any, Clocks]:
+def ask_whole(
+    pipe: Pipeline, path: Path, prompt: str, sweep_px: int | None = None
+) -> tuple[Any, Clocks]:
     """Our chain: one question about the file, opened anew."""
     wall, cpu = time.perf_counter(), time.process_time()
-    result = pipe(path, prompt, "pixel", NEW_TOKENS)
+    result = pipe(path, prompt, "pixel", NEW_TOKENS, sweep_px=sweep_px)
     return result, _clocks(wall, cpu)
 
 
@@ -167,13 +173,14 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--name", default="nano", help="what the results are called")
     parser.add_argument("--scenes", type=Path, required=True, help="scenes are made and kept here")
-    parser.add_argument("--sizes", default="4096,20000", help="sides to time, px")
-    parser.add_argument("--quality-sizes", default="4096", help="sides to tile completely")
-    parser.add_argument("--questions", type=int, default=6, help="of each scene, for the masks")
-    parser.add_argument("--tile-minutes", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", default="2048,4096,20000", help="sides to time, px")
+    parser.add_argument("--quality-sizes", default="2048,4096", help="sides to tile completely")
+    parser.add_argument("--questions", type=int, default=9, help="of each scene, for the masks")
+    parser.add_argument("--sweep-px", type=int, default=640, help="side of a sweep's views")
+    parser.add_argument("--tile-minutes", type=float, default=0.5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", default="ort-cpu")
-    parser.add_argument("--precision", default=None)
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -197,28 +204,30 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             picture = open_scene(folder)
             items = picture.items[: args.questions]
             asked = next(item for item in picture.items if not item.absent)
-            row = {"size_px": size} | time_both(pipe, picture, asked, args)
+            row = {"size_px": size} | time_all(pipe, picture, asked, args)
             if size in whole:
-                row["quality"] = weigh_both(pipe, picture, items)
+                row["quality"] = weigh(pipe, picture, items, args.sweep_px)
             found.append(row)
         view_px = pipe.bundle.manifest.view.view_px
         sha = str(pipe.bundle.manifest.checkpoint.get("sha256", ""))
     return {
         "command": f"python -m geomag_edge.benchmarks.peers.tiling --bundle {args.name} "
         f"--scenes DIR --sizes {args.sizes} --quality-sizes {args.quality_sizes} "
-        f"--questions {args.questions} --tile-minutes {args.tile_minutes:g} "
-        f"--rounds {args.rounds} --engine {args.engine} --threads {args.threads}",
+        f"--questions {args.questions} --sweep-px {args.sweep_px} "
+        f"--tile-minutes {args.tile_minutes:g} --rounds {args.rounds} "
+        f"--engine {args.engine} --precision {args.precision} --threads {args.threads}",
         "machine": host,
         "checkpoint": sha,
         "engine": args.engine,
         "precision": args.precision,
         "view_px": view_px,
+        "sweep_px": args.sweep_px,
         "goal": GOAL,
         "scenes": found,
     }
 
 
-def time_both(
+def time_all(
     pipe: Pipeline, picture: Picture, item: Item, args: argparse.Namespace
 ) -> dict[str, Any]:
     """One question: ours in turns with batches of tiles, until the tiles or the minutes are up."""
@@ -227,16 +236,19 @@ def time_both(
         rects = tiles_of(scene.height, scene.width, pipe.bundle.manifest.view.view_px)
     total = len(rects)
     random.Random(0).shuffle(rects)
-    ask_whole(pipe, path, item.prompt)
+    ways: dict[str, int | None] = {"ours": None, "swept": args.sweep_px}
+    for sweep_px in ways.values():
+        ask_whole(pipe, path, item.prompt, sweep_px)
     batch = max(1, min(256, total // args.rounds))
     tile_everything(pipe, path, [item.prompt], rects[:4])
-    ours: list[Clocks] = []
+    ours: dict[str, list[Clocks]] = {way: [] for way in ways}
     tiled: list[tuple[int, Clocks]] = []
     started, done = time.perf_counter(), 0
     while done < total and (
-        len(ours) < args.rounds or time.perf_counter() - started < args.tile_minutes * 60
+        len(tiled) < args.rounds or time.perf_counter() - started < args.tile_minutes * 60
     ):
-        ours.append(ask_whole(pipe, path, item.prompt)[1])
+        for way, sweep_px in ways.items():
+            ours[way].append(ask_whole(pipe, path, item.prompt, sweep_px)[1])
         # Row by row within the batch, as whoever tiles a file reads it.
         part = sorted(rects[done : done + batch])
         tiled.append((len(part), tile_everything(pipe, path, [item.prompt], part)[1]))
@@ -244,23 +256,27 @@ def time_both(
     per_tile = {
         clock: [took[clock] / count for count, took in tiled] for clock in ("wall_ms", "cpu_ms")
     }
-    own = {clock: [took[clock] for took in ours] for clock in per_tile}
+    tiling_ms = {clock: float(np.median(v)) * total for clock, v in per_tile.items()}
+    own = {
+        way: {clock: percentiles([took[clock] for took in took_all]) for clock in per_tile}
+        for way, took_all in ours.items()
+    }
     return {
         "prompt": item.prompt,
         "tiles": total,
         "tiles_timed": done,
-        "ours": {clock: percentiles(v) for clock, v in own.items()},
+        **own,
         "per_tile": {clock: percentiles(v) for clock, v in per_tile.items()},
-        "tiling_ms": {clock: float(np.median(v)) * total for clock, v in per_tile.items()},
+        "tiling_ms": tiling_ms,
         "ratio": {
-            clock: float(np.median(per_tile[clock])) * total / float(np.median(own[clock]))
-            for clock in per_tile
+            way: {clock: tiling_ms[clock] / found[clock]["p50"] for clock in per_tile}
+            for way, found in own.items()
         },
     }
 
 
-def weigh_both(pipe: Pipeline, picture: Picture, items: list[Item]) -> dict[str, Any]:
-    """The masks' IoU of both ways, on every question, all tiles."""
+def weigh(pipe: Pipeline, picture: Picture, items: list[Item], sweep_px: int) -> dict[str, Any]:
+    """The masks' IoU of all ways, on every question, all tiles."""
     path = Path(str(picture.image))
     with rasterio.open(path) as scene:
         side = max(scene.height, scene.width)
@@ -271,6 +287,7 @@ def weigh_both(pipe: Pipeline, picture: Picture, items: list[Item]) -> dict[str,
     rows = []
     for item, pasted in zip(items, tiled, strict=True):
         result, _ = ask_whole(pipe, path, item.prompt)
+        swept, _ = ask_whole(pipe, path, item.prompt, sweep_px)
         side_px = item.longer_side_px()
         theirs: list[AnswerMask] = [pasted] if len(pasted) else []
         rows.append(
@@ -281,6 +298,7 @@ def weigh_both(pipe: Pipeline, picture: Picture, items: list[Item]) -> dict[str,
                 "targets": len(item.target_ids),
                 "size_px": None if side_px is None else round(side_px * view_px / side, 2),
                 "ours": mask_iou(mask_overlap(result.masks, item), item, len(result.masks)),
+                "swept": mask_iou(mask_overlap(swept.masks, item), item, len(swept.masks)),
                 "tiling": mask_iou(mask_overlap(theirs, item), item, len(theirs)),
                 "tiles_with_a_mask": len(pasted),
                 "ours_said": result.text,
@@ -290,11 +308,11 @@ def weigh_both(pipe: Pipeline, picture: Picture, items: list[Item]) -> dict[str,
     small = [row for row in present if size_name(row["size_px"]) == SIZES[0]]
     return {
         "questions": rows,
-        "present_miou": {way: _mean(present, way) for way in ("ours", "tiling")},
+        "present_miou": {way: _mean(present, way) for way in WAYS},
         "present_questions": len(present),
         "tiling_took_ms": took,
-        "miou": {way: _mean(rows, way) for way in ("ours", "tiling")},
-        "small_miou": {way: _mean(small, way) for way in ("ours", "tiling")},
+        "miou": {way: _mean(rows, way) for way in WAYS},
+        "small_miou": {way: _mean(small, way) for way in WAYS},
         "small_questions": len(small),
     }
 
@@ -310,29 +328,32 @@ def as_markdown(report: dict[str, Any]) -> str:
         "",
         f"`{report['command']}`",
         "",
-        f"{described(report['machine'])}. Engine {report['engine']}; tiles of "
-        f"{report['view_px']} px. One question a row; the file is opened anew for each. Where "
+        f"{described(report['machine'])}. Engine {report['engine']}, precision "
+        f"{report['precision']}; tiles of {report['view_px']} px, a sweep's views of "
+        f"{report['sweep_px']} px. One question a row; the file is opened anew for each. Where "
         "fewer tiles were timed than there are, tiling's time is extrapolated from their median.",
         "",
-        "| scene, px | ours, s, wall | ours, s, CPU | tiling, s, wall | tiling, s, CPU | tiles "
-        "(timed) | ours is faster, wall | by CPU time | goal |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| scene, px | ours, s, wall | CPU | swept, s, wall | CPU | tiling, s, wall | CPU | tiles "
+        "(timed) | ours is faster, wall | by CPU time | swept is faster, wall | by CPU time | "
+        "goal |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    clocks = ("wall_ms", "cpu_ms")
     for row in report["scenes"]:
-        clocks = ("wall_ms", "cpu_ms")
-        cells = [f"{row['ours'][c]['p50'] / 1e3:.3f}" for c in clocks]
+        cells = [f"{row[way][c]['p50'] / 1e3:.3f}" for way in WAYS[:2] for c in clocks]
         cells += [f"{row['tiling_ms'][c] / 1e3:.0f}" for c in clocks]
         cells.append(f"{row['tiles']} ({row['tiles_timed']})")
-        cells += [f"{row['ratio'][c]:.0f}x" for c in clocks]
+        cells += [f"{row['ratio'][way][c]:.0f}x" for way in WAYS[:2] for c in clocks]
         cells.append(f"{report['goal']:g}x" if row["size_px"] == 20000 else "-")
         lines.append(f"| {row['size_px']} | " + " | ".join(cells) + " |")
     weighed = [row for row in report["scenes"] if "quality" in row]
     if weighed:
         lines += [
             "",
-            "| scene, px | questions | mIoU, ours | mIoU, tiling | with a target | mIoU, ours | "
-            "mIoU, tiling | with small targets | mIoU, ours | mIoU, tiling |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "mIoU of masks, " + ", ".join(WAYS) + ":",
+            "",
+            "| scene, px | questions | mIoU | with a target | mIoU | with small targets | mIoU |",
+            "|---|---|---|---|---|---|---|",
         ]
     for row in weighed:
         found = row["quality"]
@@ -342,7 +363,7 @@ def as_markdown(report: dict[str, Any]) -> str:
             (found["present_questions"], "present_miou"),
             (found["small_questions"], "small_miou"),
         ):
-            cells += [str(count), *(_cell(found[key][way]) for way in ("ours", "tiling"))]
+            cells += [str(count), ", ".join(_cell(found[key][way]) for way in WAYS)]
         lines.append(f"| {row['size_px']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
