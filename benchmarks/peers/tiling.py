@@ -1,6 +1,6 @@
 """Large scenes: our chain with PSC, and with a sweep, against tiling all at native resolution.
 
-    python -m geomag_edge.benchmarks.peers.tiling --bundle BUNDLE --scenes DIR [--sizes 2048,4096,20000]
+    python -m geomag_edge.benchmarks.peers.tiling --bundle BUNDLE --scenes DIR
 
 Tiling is the usual practice for images larger than a model's input: the scene is cut into tiles of
 the model's view, each is asked the same prompt as an image of its own (the global view alone at
