@@ -16,6 +16,8 @@ from geomag_edge.errors import InputError
 
 THRESHOLD = 1.10
 LEAST_MS = 0.02
+ENOUGH_ROUNDS = 5
+"""A bootstrap of fewer is sure of too much."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,18 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What else differs between the runs, in plain words."""
+    """What else differs between the runs or weakens the comparison, in plain words."""
     notes = []
+    fewest = min(
+        len(case["stages_ms"]["total"]["rounds"])
+        for run in (before, after)
+        for case in run["cases"]
+    )
+    if fewest < ENOUGH_ROUNDS:
+        notes.append(
+            f"{fewest} rounds are too few to tell noise from a change: bench with --rounds "
+            f"{ENOUGH_ROUNDS} or more"
+        )
     for name in ("cpu", "cores", "threads", "governor", "power_mode"):
         a, b = before["machine"].get(name), after["machine"].get(name)
         if a != b:

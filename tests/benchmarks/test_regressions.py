@@ -56,6 +56,14 @@ def test_a_few_microseconds_are_no_change():
     assert (round(crop.ratio), crop.verdict) == (3, "same")
 
 
+def test_few_rounds_are_said_to_prove_little():
+    before, after = run(1), run(2)
+    assert differences(before, after) == []
+    total = after["cases"][0]["stages_ms"]["total"]
+    total["rounds"] = total["rounds"][:2]
+    assert "2 rounds are too few" in differences(before, after)[0]
+
+
 def test_runs_without_a_common_case_are_refused():
     other = copy.deepcopy(run(1))
     other["cases"][0]["budget"] = "4"
