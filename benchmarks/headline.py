@@ -4,9 +4,9 @@
     python -m geomag_edge.benchmarks.headline --work DIR
 
 What is measured is made first, in DIR, and kept there: `base` (the preset with seeded random
-weights) in fp32, int8 and int8+int4-llm, `nano` (the shipped checkpoint) with its accuracy by
-budget, and the rendered scenes. `--base` and `--nano` name bundles that are there already. Each
-part is a script of its own, run in its own process, with its own result:
+weights) in fp32, int8 and int8+int4-llm, `nano` (the shipped checkpoint) in fp32 and int8 with its
+accuracy by budget, and the rendered scenes. `--base` and `--nano` name bundles that are there
+already. Each part is a script of its own, run in its own process, with its own result:
 
 | part | script |
 |---|---|

@@ -115,12 +115,14 @@ def judge(report: Report, reference: Report, gate: Gate) -> Verdict:
     ]
     agreement = 1 - len(changed) / len(pairs)
     masks, boxes = _drop(both, "mIoU"), _drop(both, "box mIoU")
+    judged = [("mIoU", masks)]
+    if sum(r.box is not None for r in report.records) >= MIN_BOXES:
+        judged.append(("box mIoU", boxes))
     reasons = [
         f"{name} falls by {drop.points:.2f} points, allowed are {gate.max_miou_drop:g}"
-        for name, drop in (("mIoU", masks), ("box mIoU", boxes))
+        for name, drop in judged
         if drop is not None and drop.points > gate.max_miou_drop
-        and (drop is masks or sum(r.box is not None for r in report.records) >= MIN_BOXES)
-    ]  # fmt: skip
+    ]
     if agreement < gate.min_agreement:
         reasons.append(
             f"{len(changed)} of {len(pairs)} answers have other words or boxes than float32's "

@@ -77,6 +77,7 @@ class Result:
         providers: what ran each graph.
         notes: plain remarks on how the input was read.
         deadline: planned against actual and what was given up, where a latency was asked for.
+        sweep: side of the views in px and their number, where masks were looked for everywhere.
     """
 
     prompt: str
@@ -99,6 +100,7 @@ class Result:
     providers: dict[str, str]
     notes: list[str] = field(default_factory=list)
     deadline: dict[str, Any] | None = None
+    sweep: dict[str, int] | None = None
 
 
 class Stopwatch:
@@ -325,10 +327,13 @@ class SceneSession:
         timings_ms |= {stage: watch.ms[stage] for stage in ("sweep", "mask") if stage in watch.ms}
         timings_ms["total"] = (time.perf_counter() - start) * 1e3
         report = None if deadline is None else deadline.closed(chosen, decoded.stopped)
-        return self._result(
+        found = self._result(
             prompt, text, decoded, level, odds, chosen, every, crop_scores, seen["relevance"],
             boxes, masks, timings_ms, notes, report,
         )  # fmt: skip
+        if sweep_px is not None and swept:
+            found.sweep = {"view_px": sweep_px, "views": sum(len(part.boxes) for part in swept)}
+        return found
 
     @property
     def levels(self) -> int:

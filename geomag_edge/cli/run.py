@@ -211,7 +211,9 @@ def describe(result: Result, image: Path | str) -> dict[str, Any]:
         "precision": result.precision,
         "providers": result.providers,
         "notes": result.notes,
-    } | ({"deadline": result.deadline} if result.deadline else {})
+        **({"sweep": result.sweep} if result.sweep else {}),
+        **({"deadline": result.deadline} if result.deadline else {}),
+    }
 
 
 def write(session: Any, result: Result, answer: dict[str, Any], out: Path) -> dict[str, Path]:
@@ -242,6 +244,8 @@ def print_answer(answer: dict[str, Any]) -> None:
     providers = ", ".join(sorted(set(answer["providers"].values())))
     print(f"  ms        {times}")
     print(f"  engine    {answer['engine']} {answer['precision']} ({providers})")
+    if swept := answer.get("sweep"):
+        print(f"  sweep     {swept['views']} views of {swept['view_px']} px")
     if deadline := answer.get("deadline"):
         print(f"  deadline  {deadline_text(deadline)}")
     for note in answer["notes"]:

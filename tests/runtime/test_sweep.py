@@ -71,6 +71,8 @@ def test_a_sweep_changes_the_masks_alone(pipe, picture):
     assert (swept.token_ids, swept.boxes) == (plain.token_ids, plain.boxes)
     np.testing.assert_array_equal(swept.crop_boxes, plain.crop_boxes)
     count = len(sweep_boxes(*picture.shape[:2], 100))
+    assert swept.sweep == {"view_px": 100, "views": count}
+    assert plain.sweep is None
     for a, b in zip(swept.masks, plain.masks, strict=True):
         assert len(a.views) == len(b.views) + count
     assert set(swept.timings_ms) - set(plain.timings_ms) == {"sweep"}
