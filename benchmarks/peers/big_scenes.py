@@ -22,6 +22,8 @@ from geomag_edge.scenes import RenderedScene, render_scene, write_scene
 from geomag_edge.staging import staged_folder
 
 SCENE, QUESTIONS = "scene.tif", "questions.json"
+BLOCK_PX = 2048
+"""Side of what is drawn at once of a scene's labels."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,16 @@ def make_scene(folder: Path, set_seed: int, size_px: int, per_level: int) -> Pat
     return folder
 
 
-def open_scene(folder: Path) -> Picture:
-    """The scene of a folder, as a picture of a set."""
+def open_scene(folder: Path, keep_labels: bool = False) -> Picture:
+    """The scene of a folder, as a picture of a set.
+
+    With `keep_labels` what each pixel is of is drawn once and kept, 4 bytes a pixel: for scores
+    that look at all of a scene, where drawing it window by window takes far longer.
+    """
     record = json.loads((folder / QUESTIONS).read_text())
     scene = render_scene(record["seed"], record["size_px"])
+    if keep_labels:
+        scene.labels.whole = _all_labels(scene)
     items = []
     for line in record["questions"]:
         known = {int(k): (int(area), float(side)) for k, (area, side) in line["targets"].items()}
@@ -92,6 +100,16 @@ def open_scene(folder: Path) -> Picture:
             )
         )
     return Picture(scene_name(scene), folder / SCENE, items)
+
+
+def _all_labels(scene: RenderedScene) -> NDArray[np.int32]:
+    side = scene.size_px
+    labels = np.empty((side, side), np.int32)
+    for y0 in range(0, side, BLOCK_PX):
+        for x0 in range(0, side, BLOCK_PX):
+            x1, y1 = min(x0 + BLOCK_PX, side), min(y0 + BLOCK_PX, side)
+            labels[y0:y1, x0:x1] = scene.labels.window((x0, y0, x1, y1))
+    return labels
 
 
 def _line(item: Item) -> dict[str, Any]:

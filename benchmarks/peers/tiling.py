@@ -12,8 +12,9 @@ what is not there, where the right answer is no mask: 1, else 0. Time is that of
 file that is opened anew, ours and tiling both. Where tiling a whole scene would take longer than
 `--tile-minutes`, a random sample of tiles is timed and the time of all of them extrapolated; the
 result says from how many. `--quality-sizes` names the scenes that are tiled completely for the
-masks' mIoU, which is also given for the questions with a target and for those whose targets are
-small in the global view.
+masks' mIoU, in a process a core (no time is taken of them). Each set of targets
+is asked for once, though the set may have several wordings. mIoU is also given for the questions
+with a target and for those whose targets are small in the global view.
 
 Ours is measured twice: as it answers by itself, with a handful of crops, and with a sweep
 (`run --sweep`), which takes the answer's mask query to views of `--sweep-px` over the whole scene.
@@ -28,10 +29,13 @@ The last line of stdout is one JSON.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import random
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +51,21 @@ from geomag_edge.benchmarks.timing import percentiles
 from geomag_edge.calibration.datasets import Item, Picture, Rect
 from geomag_edge.calibration.metrics import SIZES, AnswerMask, mask_iou, mask_overlap, size_name
 from geomag_edge.errors import GeoMagError, InputError
+from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.pipeline import Pipeline
 
 SET_SEED, PER_LEVEL, NEW_TOKENS = 77, 12, 32
 GOAL = 50.0
 WAYS = ("ours", "swept", "tiling")
+PART = 128
+"""Tiles of a job."""
 Clocks = dict[str, float]
 """`wall_ms` and `cpu_ms`."""
+Loaded = tuple[Path, str, str, int]
+"""What a pipeline is loaded from: bundle, engine, precision, threads."""
+
+_pipe: Pipeline | None = None
+"""Of a process that tiles."""
 
 
 class TiledMask:
@@ -75,6 +87,10 @@ class TiledMask:
             raise InputError(f"a mask of {mask.shape} does not belong at tile {rect}")
         if mask.any():
             self._tiles[row0, col0] = np.packbits(mask, axis=1)
+
+    def add(self, other: TiledMask) -> None:
+        """Takes over the tiles of another mask of the same grid."""
+        self._tiles |= other._tiles
 
     def blocks(self) -> Iterator[Rect]:
         """The tiles that hold a pixel."""
@@ -149,6 +165,47 @@ def tile_everything(
     return masks, _clocks(wall, cpu)
 
 
+def tile_in_processes(
+    loaded: Loaded, path: Path, prompts: list[str], processes: int, name: str
+) -> list[TiledMask]:
+    """`tile_everything`, with a pipeline a process.
+
+    Args:
+        loaded: the pipeline's bundle, engine, precision and threads.
+        path: the scene.
+        prompts: plain text.
+        processes: how many at once.
+        name: word for the progress bar.
+
+    Returns:
+        a mask for each prompt.
+    """
+    side = Bundle.open(loaded[0]).manifest.view.view_px
+    with rasterio.open(path) as scene:
+        shape = scene.height, scene.width
+    rects = tiles_of(*shape, side)
+    parts = [rects[first : first + PART] for first in range(0, len(rects), PART)]
+    masks = [TiledMask(shape, side) for _ in prompts]
+    # Spawned: a fork would take an engine's threads along, which do not survive it.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, _load, loaded) as pool:
+        jobs = [pool.submit(_tile_part, path, prompts, part) for part in parts]
+        for job in tqdm(jobs, f"tiling {name}", disable=None):
+            for mask, found in zip(masks, job.result(), strict=True):
+                mask.add(found)
+    return masks
+
+
+def _load(*loaded: Any) -> None:
+    global _pipe
+    _pipe = Pipeline.load(*loaded)
+
+
+def _tile_part(path: Path, prompts: list[str], rects: list[Rect]) -> list[TiledMask]:
+    assert _pipe is not None
+    return tile_everything(_pipe, path, prompts, rects, ("part",))[0]
+
+
 def ask_whole(
     pipe: Pipeline, path: Path, prompt: str, sweep_px: int | None = None
 ) -> tuple[Any, Clocks]:
@@ -174,7 +231,7 @@ def main() -> None:
     parser.add_argument("--name", default="nano", help="what the results are called")
     parser.add_argument("--scenes", type=Path, required=True, help="scenes are made and kept here")
     parser.add_argument("--sizes", default="2048,4096,20000", help="sides to time, px")
-    parser.add_argument("--quality-sizes", default="2048,4096", help="sides to tile completely")
+    parser.add_argument("--quality-sizes", default="2048,4096,20000", help="to tile completely")
     parser.add_argument("--questions", type=int, default=9, help="of each scene, for the masks")
     parser.add_argument("--sweep-px", type=int, default=640, help="side of a sweep's views")
     parser.add_argument("--tile-minutes", type=float, default=0.5)
@@ -202,11 +259,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             print(f"{size} px: the scene", file=sys.stderr)
             folder = make_scene(args.scenes / str(size), SET_SEED, size, PER_LEVEL)
             picture = open_scene(folder)
-            items = picture.items[: args.questions]
             asked = next(item for item in picture.items if not item.absent)
             row = {"size_px": size} | time_all(pipe, picture, asked, args)
             if size in whole:
-                row["quality"] = weigh(pipe, picture, items, args.sweep_px)
+                row["quality"] = weigh(pipe, open_scene(folder, keep_labels=True), args)
             found.append(row)
         view_px = pipe.bundle.manifest.view.view_px
         sha = str(pipe.bundle.manifest.checkpoint.get("sha256", ""))
@@ -275,19 +331,29 @@ def time_all(
     }
 
 
-def weigh(pipe: Pipeline, picture: Picture, items: list[Item], sweep_px: int) -> dict[str, Any]:
+def one_wording(items: list[Item]) -> list[Item]:
+    """Of the questions for the same targets the first; what is absent is told by its words."""
+    first: dict[object, Item] = {}
+    for item in items:
+        first.setdefault(item.target_ids or item.prompt, item)
+    return list(first.values())
+
+
+def weigh(pipe: Pipeline, picture: Picture, args: argparse.Namespace) -> dict[str, Any]:
     """The masks' IoU of all ways, on every question, all tiles."""
     path = Path(str(picture.image))
     with rasterio.open(path) as scene:
         side = max(scene.height, scene.width)
     view_px = pipe.bundle.manifest.view.view_px
-    tiled, took = tile_everything(
-        pipe, path, [item.prompt for item in items], tasks=("tiling", picture.name)
+    items = one_wording(picture.items)[: args.questions]
+    loaded = args.bundle, args.engine, args.precision, args.threads
+    tiled = tile_in_processes(
+        loaded, path, [item.prompt for item in items], os.cpu_count() or 1, picture.name
     )
     rows = []
     for item, pasted in zip(items, tiled, strict=True):
         result, _ = ask_whole(pipe, path, item.prompt)
-        swept, _ = ask_whole(pipe, path, item.prompt, sweep_px)
+        swept, _ = ask_whole(pipe, path, item.prompt, args.sweep_px)
         side_px = item.longer_side_px()
         theirs: list[AnswerMask] = [pasted] if len(pasted) else []
         rows.append(
@@ -310,7 +376,6 @@ def weigh(pipe: Pipeline, picture: Picture, items: list[Item], sweep_px: int) ->
         "questions": rows,
         "present_miou": {way: _mean(present, way) for way in WAYS},
         "present_questions": len(present),
-        "tiling_took_ms": took,
         "miou": {way: _mean(rows, way) for way in WAYS},
         "small_miou": {way: _mean(small, way) for way in WAYS},
         "small_questions": len(small),

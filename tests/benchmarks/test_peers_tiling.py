@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geomag_edge.benchmarks.peers import tiling
+from geomag_edge.benchmarks.peers import big_scenes, tiling
 from geomag_edge.benchmarks.peers.big_scenes import make_scene, open_scene
 from geomag_edge.benchmarks.peers.tiling import TiledMask, tile_everything, tiles_of
+from geomag_edge.calibration.datasets import Item
 from geomag_edge.calibration.metrics import mask_overlap
 from geomag_edge.calibration.rendered import items_of
 from geomag_edge.errors import InputError
@@ -96,3 +97,37 @@ def test_tiling_asks_each_tile_as_an_image_of_its_own(bundle: Path, scene: Path)
                     want |= np.asarray(one)
                 assert (mask.window(r0, c0, r1, c1) == want).all()
     assert took["wall_ms"] > 0
+
+
+def test_processes_tile_as_one_does(bundle: Path, scene: Path) -> None:
+    picture = open_scene(scene)
+    prompts = [item.prompt for item in picture.items][:2]
+    with Pipeline.load(bundle) as pipe:
+        want, _ = tile_everything(pipe, picture.image, prompts)
+    found = tiling.tile_in_processes((bundle, "ort-cpu", "fp32", 1), picture.image, prompts, 2, "")
+    for one, other in zip(found, want, strict=True):
+        assert (one.window(0, 0, 300, 300) == other.window(0, 0, 300, 300)).all()
+
+
+def test_kept_labels_are_those_drawn_by_window(
+    scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(big_scenes, "BLOCK_PX", 128)
+    drawn, kept = open_scene(scene), open_scene(scene, keep_labels=True)
+    for item, same in zip(drawn.items, kept.items, strict=True):
+        if item.target_ids:
+            rect = (17, 40, 230, 300)
+            assert (
+                same.objects.window(item.target_ids, rect)
+                == item.objects.window(item.target_ids, rect)
+            ).all()
+
+
+def test_each_set_of_targets_is_asked_for_once() -> None:
+    items = [
+        Item("a", "pixel", "refer_many", "segment all trees", target_ids=(1, 2)),
+        Item("b", "pixel", "refer_many", "show the trees", target_ids=(1, 2)),
+        Item("c", "pixel", "refer_one", "segment the ship"),
+        Item("d", "pixel", "refer_one", "segment the plane"),
+    ]
+    assert [item.id for item in tiling.one_wording(items)] == ["a", "c", "d"]
