@@ -77,7 +77,7 @@ class Result:
         providers: what ran each graph.
         notes: plain remarks on how the input was read.
         deadline: planned against actual and what was given up, where a latency was asked for.
-        sweep: side of the views in px and their number, where masks were looked for everywhere.
+        sweep: side of the views in px, how many were looked at for masks, and of how many.
     """
 
     prompt: str
@@ -236,8 +236,8 @@ class SceneSession:
                 whatever the model would say).
             on_text: called with each new piece of the answer's text.
             deadline: chooses the budget, and gives up crops and words rather than be late.
-            sweep_px: also look for the answer's masks in views of this side over the whole image.
-                The LLM is not asked again: a view costs its encoding and a mask.
+            sweep_px: also look for the answer's masks in views of this side over the whole image,
+                where PSC sees something of the prompt. The LLM is not asked again.
             on_view: called with each view of the sweep as its turn comes.
 
         Raises:
@@ -308,14 +308,12 @@ class SceneSession:
         before_mask = watch.ms
         every = whole if crops is None else _joined(whole, crops, chain.values)
         swept: list[MaskMaps] = []
+        looked_at = 0
         if sweep_px is not None and len(decoded.queries):
             with watch("sweep"):
-                swept = self._swept(sweep_px, decoded.queries, on_view)
+                swept, looked_at = self._swept(sweep_px, decoded.queries, prompt_ids, on_view)
         if sweep_px is not None and not swept:
-            why = "the answer has no [SEG]"
-            if len(decoded.queries):
-                why = f"the image is not larger than one view of {sweep_px} px"
-            notes.append(f"nothing was swept: {why}")
+            notes.append(f"nothing was swept: {self._why_not(sweep_px, decoded.queries)}")
         with watch("mask"):
             masks = []
             if len(decoded.queries):
@@ -331,8 +329,9 @@ class SceneSession:
             prompt, text, decoded, level, odds, chosen, every, crop_scores, seen["relevance"],
             boxes, masks, timings_ms, notes, report,
         )  # fmt: skip
-        if sweep_px is not None and swept:
-            found.sweep = {"view_px": sweep_px, "views": sum(len(part.boxes) for part in swept)}
+        if sweep_px is not None and looked_at:
+            count = len(sweep_boxes(scene.height, scene.width, sweep_px))
+            found.sweep = {"view_px": sweep_px, "views": looked_at, "of": count}
         return found
 
     @property
@@ -383,15 +382,30 @@ class SceneSession:
         count = deadline.views(len(new), selected, len(boxes) - len(new))
         return boxes[: new[count]] if count < len(new) else boxes
 
-    def _swept(self, side_px: int, queries: Any, on_view: Callable[[str], None]) -> list[MaskMaps]:
+    def _why_not(self, sweep_px: int, queries: Any) -> str:
+        """Why a sweep found nothing to look at."""
+        if not len(queries):
+            return "the answer has no [SEG]"
+        if not len(sweep_boxes(self.scene.height, self.scene.width, sweep_px)):
+            return f"the image is not larger than one view of {sweep_px} px"
+        return f"PSC sees nothing of the prompt in views of {sweep_px} px"
+
+    def _swept(
+        self, side_px: int, queries: Any, prompt_ids: NDArray, on_view: Callable[[str], None]
+    ) -> tuple[list[MaskMaps], int]:
         """Batches of as many views as a look has crops, which every built engine takes."""
         chain, scene = self.chain, self.scene
 
-        def look(boxes: F32) -> MaskMaps:
-            return chain.mask_maps(chain.encode(scene, boxes, Stopwatch(chain.values)), queries)
+        def glance(boxes: F32) -> tuple[Views, F32]:
+            views = chain.encode(scene, boxes, Stopwatch(chain.values))
+            looks = [chain.select(views, i, prompt_ids, scene) for i in range(len(boxes))]
+            return views, np.stack([look["relevance"] for look in looks])
 
-        boxes = sweep_boxes(scene.height, scene.width, side_px)
-        return sweep(look, boxes, chain.manifest.psc.max_crops, on_view)
+        def masks(views: Views) -> MaskMaps:
+            return chain.mask_maps(views, queries)
+
+        size = scene.height, scene.width
+        return sweep(glance, masks, size, side_px, chain.manifest.psc.max_crops, on_view)
 
     def _result(
         self, prompt: str, text: str, decoded: Decoded, level: str, odds: NDArray,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -173,12 +174,18 @@ class Mask:
             side: grid step.
         """
         row0, col0, row1, col1 = within or (0, 0, *self.shape)
-        boxes = [box for view in self.views if (box := view.positive()) is not None]
+        boxes = self._positive
         for r in range(row0 // side * side, row1, side):
-            near = [b for b in boxes if b[1] < r + side and b[3] > r]
+            near = boxes[(boxes[:, 1] < r + side) & (boxes[:, 3] > r)]
             for c in range(col0 // side * side, col1, side):
-                if any(b[0] < c + side and b[2] > c for b in near):
+                if ((near[:, 0] < c + side) & (near[:, 2] > c)).any():
                     yield max(r, row0), max(c, col0), min(r + side, row1), min(c + side, col1)
+
+    @cached_property
+    def _positive(self) -> NDArray[np.float64]:
+        """Boxes f64[k,4] outside of which no view's logits exceed 0; a sweep has very many."""
+        boxes = [box for view in self.views if (box := view.positive()) is not None]
+        return np.array(boxes, np.float64).reshape(-1, 4)
 
     @property
     def area_px(self) -> int:

@@ -8,13 +8,14 @@ the pixel level's global grid, no crops), and the tiles' masks are pasted into t
 the same engine, through the same graphs, and each tile is encoded once for all questions.
 
 The questions are those of the pixel level about the first scene of a rendered set. Some ask for
-what is not there, where the right answer is no mask: 1, else 0. Time is that of one question on a
-file that is opened anew, ours and tiling both. Where tiling a whole scene would take longer than
-`--tile-minutes`, a random sample of tiles is timed and the time of all of them extrapolated; the
-result says from how many. `--quality-sizes` names the scenes that are tiled completely for the
-masks' mIoU, in a process a core (no time is taken of them). Each set of targets
-is asked for once, though the set may have several wordings. mIoU is also given for the questions
-with a target and for those whose targets are small in the global view.
+what is not there, where the right answer is no mask: 1, else 0. Each set of targets is asked for
+once, though the set may have several wordings. Time is the mean over the questions, each on a file
+that is opened anew, ours and tiling both: how long a sweep takes depends on what is asked. Where
+tiling a whole scene would take longer than `--tile-minutes`, a random sample of tiles is timed and
+the time of all of them extrapolated; the result says from how many. `--quality-sizes` names the
+scenes that are tiled completely for the masks' mIoU, in a process a core (no time is taken of
+those). mIoU is also given for the questions with a target and for those whose targets are small in
+the global view.
 
 Ours is measured twice: as it answers by itself, with a handful of crops, and with a sweep
 (`run --sweep`), which takes the answer's mask query to views of `--sweep-px` over the whole scene.
@@ -232,10 +233,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, required=True, help="scenes are made and kept here")
     parser.add_argument("--sizes", default="2048,4096,20000", help="sides to time, px")
     parser.add_argument("--quality-sizes", default="2048,4096,20000", help="to tile completely")
-    parser.add_argument("--questions", type=int, default=9, help="of each scene, for the masks")
+    parser.add_argument("--questions", type=int, default=9, help="of each scene, at most")
     parser.add_argument("--sweep-px", type=int, default=640, help="side of a sweep's views")
     parser.add_argument("--tile-minutes", type=float, default=0.5)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", default="ort-cpu")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=1)
@@ -259,8 +259,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             print(f"{size} px: the scene", file=sys.stderr)
             folder = make_scene(args.scenes / str(size), SET_SEED, size, PER_LEVEL)
             picture = open_scene(folder)
-            asked = next(item for item in picture.items if not item.absent)
-            row = {"size_px": size} | time_all(pipe, picture, asked, args)
+            items = one_wording(picture.items)[: args.questions]
+            row = {"size_px": size} | time_all(pipe, picture, items, args)
             if size in whole:
                 row["quality"] = weigh(pipe, open_scene(folder, keep_labels=True), args)
             found.append(row)
@@ -270,7 +270,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "command": f"python -m geomag_edge.benchmarks.peers.tiling --bundle {args.name} "
         f"--scenes DIR --sizes {args.sizes} --quality-sizes {args.quality_sizes} "
         f"--questions {args.questions} --sweep-px {args.sweep_px} "
-        f"--tile-minutes {args.tile_minutes:g} --rounds {args.rounds} "
+        f"--tile-minutes {args.tile_minutes:g} "
         f"--engine {args.engine} --precision {args.precision} --threads {args.threads}",
         "machine": host,
         "checkpoint": sha,
@@ -284,9 +284,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def time_all(
-    pipe: Pipeline, picture: Picture, item: Item, args: argparse.Namespace
+    pipe: Pipeline, picture: Picture, items: list[Item], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """One question: ours in turns with batches of tiles, until the tiles or the minutes are up."""
+    """The questions in turns, each asked of ours and of a batch of tiles, until every question had
+    its turn and the tiles or the minutes are up."""
     path = Path(str(picture.image))
     with rasterio.open(path) as scene:
         rects = tiles_of(scene.height, scene.width, pipe.bundle.manifest.view.view_px)
@@ -294,39 +295,44 @@ def time_all(
     random.Random(0).shuffle(rects)
     ways: dict[str, int | None] = {"ours": None, "swept": args.sweep_px}
     for sweep_px in ways.values():
-        ask_whole(pipe, path, item.prompt, sweep_px)
-    batch = max(1, min(256, total // args.rounds))
-    tile_everything(pipe, path, [item.prompt], rects[:4])
+        ask_whole(pipe, path, items[0].prompt, sweep_px)
+    batch = max(1, min(256, total // len(items)))
+    tile_everything(pipe, path, [items[0].prompt], rects[:4])
     ours: dict[str, list[Clocks]] = {way: [] for way in ways}
     tiled: list[tuple[int, Clocks]] = []
     started, done = time.perf_counter(), 0
     while done < total and (
-        len(tiled) < args.rounds or time.perf_counter() - started < args.tile_minutes * 60
+        len(tiled) < len(items) or time.perf_counter() - started < args.tile_minutes * 60
     ):
+        prompt = items[len(tiled) % len(items)].prompt
         for way, sweep_px in ways.items():
-            ours[way].append(ask_whole(pipe, path, item.prompt, sweep_px)[1])
+            ours[way].append(ask_whole(pipe, path, prompt, sweep_px)[1])
         # Row by row within the batch, as whoever tiles a file reads it.
         part = sorted(rects[done : done + batch])
-        tiled.append((len(part), tile_everything(pipe, path, [item.prompt], part)[1]))
+        tiled.append((len(part), tile_everything(pipe, path, [prompt], part)[1]))
         done += len(part)
     per_tile = {
         clock: [took[clock] / count for count, took in tiled] for clock in ("wall_ms", "cpu_ms")
     }
-    tiling_ms = {clock: float(np.median(v)) * total for clock, v in per_tile.items()}
+    tiling_ms = {clock: float(np.mean(v)) * total for clock, v in per_tile.items()}
     own = {
-        way: {clock: percentiles([took[clock] for took in took_all]) for clock in per_tile}
+        way: {clock: [round(took[clock], 3) for took in took_all] for clock in per_tile}
         for way, took_all in ours.items()
     }
+    mean_ms = {
+        way: {clock: float(np.mean(v)) for clock, v in found.items()} for way, found in own.items()
+    }
     return {
-        "prompt": item.prompt,
+        "questions_timed": len(items),
         "tiles": total,
         "tiles_timed": done,
-        **own,
+        **mean_ms,
+        "each_ms": own,
         "per_tile": {clock: percentiles(v) for clock, v in per_tile.items()},
         "tiling_ms": tiling_ms,
         "ratio": {
-            way: {clock: tiling_ms[clock] / found[clock]["p50"] for clock in per_tile}
-            for way, found in own.items()
+            way: {clock: tiling_ms[clock] / found[clock] for clock in per_tile}
+            for way, found in mean_ms.items()
         },
     }
 
@@ -395,8 +401,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         "",
         f"{described(report['machine'])}. Engine {report['engine']}, precision "
         f"{report['precision']}; tiles of {report['view_px']} px, a sweep's views of "
-        f"{report['sweep_px']} px. One question a row; the file is opened anew for each. Where "
-        "fewer tiles were timed than there are, tiling's time is extrapolated from their median.",
+        f"{report['sweep_px']} px. Mean of one question each; the file is opened anew for each. "
+        "Where fewer tiles were timed than there are, tiling's time is extrapolated from them.",
         "",
         "| scene, px | ours, s, wall | CPU | swept, s, wall | CPU | tiling, s, wall | CPU | tiles "
         "(timed) | ours is faster, wall | by CPU time | swept is faster, wall | by CPU time | "
@@ -405,7 +411,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     ]
     clocks = ("wall_ms", "cpu_ms")
     for row in report["scenes"]:
-        cells = [f"{row[way][c]['p50'] / 1e3:.3f}" for way in WAYS[:2] for c in clocks]
+        cells = [f"{row[way][c] / 1e3:.3f}" for way in WAYS[:2] for c in clocks]
         cells += [f"{row['tiling_ms'][c] / 1e3:.0f}" for c in clocks]
         cells.append(f"{row['tiles']} ({row['tiles_timed']})")
         cells += [f"{row['ratio'][way][c]:.0f}x" for way in WAYS[:2] for c in clocks]

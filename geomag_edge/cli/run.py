@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--sweep", type=positive, metavar="PX",
-        help="also look for the answer's masks in views of PX pixels over the whole image: for "
-        "many small objects in a large scene",
+        help="also look for the answer's masks in views of PX pixels over the whole image, where "
+        "PSC sees something of the prompt: for many small objects in a large scene",
     )  # fmt: skip
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
     parser.add_argument(
@@ -164,9 +164,11 @@ def sweeping(session: SceneSession, side_px: int | None) -> Iterator[Callable[[s
     if side_px is None:
         yield lambda name: None
         return
-    from geomag_edge.runtime.sweep import sweep_boxes
+    from geomag_edge.runtime.sweep import coarse_boxes, sweep_boxes
 
-    count = len(sweep_boxes(session.scene.height, session.scene.width, side_px))
+    size = session.scene.height, session.scene.width
+    fine = len(sweep_boxes(*size, side_px))
+    count = fine + len(coarse_boxes(*size, side_px)) if fine else 0
     with counted(count, "sweep", "view") as on_view:
         yield on_view
 

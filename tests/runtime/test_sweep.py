@@ -1,4 +1,5 @@
-"""A sweep: every part of the image is seen at one scale, and nothing but the masks changes."""
+"""A sweep: every part of the image that PSC finds worth a look is seen at one scale, and nothing
+but the masks changes."""
 
 import re
 
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from geomag_edge import Pipeline
 from geomag_edge.errors import BudgetError, InputError
+from geomag_edge.runtime import sweep as module
 from geomag_edge.runtime.masks import MaskMaps
-from geomag_edge.runtime.sweep import sweep, sweep_boxes
+from geomag_edge.runtime.sweep import coarse_boxes, sweep, sweep_boxes, worth_a_look
 
 PROMPT = "segment the ships near the pier"
 EXTENTS = st.integers(1, 5000)
@@ -44,19 +46,78 @@ def test_a_sweep_that_would_never_end_is_refused():
         sweep_boxes(20_000, 20_000, 1)
 
 
-def test_views_go_through_in_batches_and_each_is_named():
-    boxes = sweep_boxes(300, 500, 100)
-    seen, named = [], []
+def test_psc_decides_at_a_quarter_of_the_scale_or_in_the_global_view():
+    np.testing.assert_array_equal(coarse_boxes(1600, 900, 100), sweep_boxes(1600, 900, 400))
+    np.testing.assert_array_equal(coarse_boxes(300, 200, 100), [[-50, 0, 250, 300]])
 
-    def look(part):
-        seen.append(part)
-        return MaskMaps(part, np.zeros((1, len(part), 2, 2), np.float32), np.zeros((1, len(part))))
 
-    found = sweep(look, boxes, 4, named.append)
-    assert [len(part) for part in seen] == [4, 4, 4, 3]
-    np.testing.assert_array_equal(np.concatenate([maps.boxes for maps in found]), boxes)
-    assert named[:2] == ["0, 0", "100, 0"]
-    assert len(named) == len(boxes)
+@given(st.integers(30, 900), st.integers(30, 900), st.integers(3, 50), st.data())
+def test_a_view_is_worth_a_look_where_it_touches_a_patch_that_may_be_relevant(h, w, step, data):
+    side, grid = 4 * step, data.draw(st.sampled_from((1, 2, 4)))
+    boxes, coarse = sweep_boxes(h, w, side), coarse_boxes(h, w, side)
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    relevance = (rng.random((len(coarse), grid, grid)) < 0.05).astype(np.float32)
+    expected = np.zeros(len(boxes), bool)
+    for box, patches in zip(coarse.astype(float), relevance, strict=True):
+        cell = (box[2] - box[0]) / grid
+        for row, column in np.argwhere(patches):
+            low = np.array([box[0] + column * cell, box[1] + row * cell])
+            expected |= ((boxes[:, :2] < low + cell) & (boxes[:, 2:] > low)).all(axis=1)
+    np.testing.assert_array_equal(worth_a_look(boxes, coarse, relevance), expected)
+
+
+def glance_at(relevant):
+    """PSC that sees something of the prompt in one place: (x, y) px."""
+
+    def glance(boxes):
+        maps = np.zeros((len(boxes), 4, 4), np.float32)
+        for i, (x0, y0, x1, _) in enumerate(boxes):
+            cell = (x1 - x0) / 4
+            column, row = int((relevant[0] - x0) // cell), int((relevant[1] - y0) // cell)
+            if 0 <= row < 4 and 0 <= column < 4:
+                maps[i, row, column] = 0.9
+        return boxes, maps
+
+    return glance
+
+
+def find_nothing(boxes):
+    return MaskMaps(boxes, np.zeros((1, len(boxes), 2, 2), np.float32), np.zeros((1, len(boxes))))
+
+
+def test_only_views_that_psc_sees_something_in_are_looked_at():
+    named = []
+    found, looked_at = sweep(glance_at((130, 270)), find_nothing, (800, 1600), 100, 4, named.append)
+    assert looked_at == 1
+    np.testing.assert_array_equal(
+        np.concatenate([maps.boxes for maps in found]), [[100, 200, 200, 300]]
+    )
+    assert len(named) == len(sweep_boxes(800, 1600, 100)) + len(coarse_boxes(800, 1600, 100))
+    assert named[:2] == ["0, 0", "400, 0"]
+    assert named[-1] == "100, 200"
+
+
+def test_a_mask_counts_only_where_psc_sees_something_up_close():
+    def unsure(boxes):
+        return boxes, np.full((len(boxes), 4, 4), 0.3, np.float32)
+
+    found, looked_at = sweep(unsure, find_nothing, (300, 500), 100, 4)
+    assert (found, looked_at) == ([], 15)
+
+
+def test_views_go_through_in_batches():
+    seen = []
+
+    def glance(boxes):
+        seen.append(len(boxes))
+        return boxes, np.ones((len(boxes), 4, 4), np.float32)
+
+    found, looked_at = sweep(glance, find_nothing, (300, 500), 100, 4)
+    assert seen == [2, 4, 4, 4, 3]
+    assert looked_at == 15
+    np.testing.assert_array_equal(
+        np.concatenate([maps.boxes for maps in found]), sweep_boxes(300, 500, 100)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +126,28 @@ def pipe(bundle):
         yield pipe
 
 
+@pytest.fixture
+def all_worth_a_look(monkeypatch):
+    """Random weights see nothing in particular anywhere."""
+    monkeypatch.setattr(module, "MAYBE", -1)
+    monkeypatch.setattr(module, "LIKELY", -1)
+
+
+@pytest.mark.usefixtures("all_worth_a_look")
 def test_a_sweep_changes_the_masks_alone(pipe, picture):
     plain = pipe(picture, PROMPT, "4+2x4", 3, "[SEG]")
     swept = pipe(picture, PROMPT, "4+2x4", 3, "[SEG]", sweep_px=100)
     assert (swept.token_ids, swept.boxes) == (plain.token_ids, plain.boxes)
     np.testing.assert_array_equal(swept.crop_boxes, plain.crop_boxes)
     count = len(sweep_boxes(*picture.shape[:2], 100))
-    assert swept.sweep == {"view_px": 100, "views": count}
+    assert swept.sweep == {"view_px": 100, "views": count, "of": count}
     assert plain.sweep is None
     for a, b in zip(swept.masks, plain.masks, strict=True):
         assert len(a.views) == len(b.views) + count
     assert set(swept.timings_ms) - set(plain.timings_ms) == {"sweep"}
 
 
+@pytest.mark.usefixtures("all_worth_a_look")
 def test_a_swept_view_is_what_the_answers_query_finds_there(pipe, picture):
     """As if PSC had looked there: the view's own encoding, the same query."""
     swept = pipe(picture, PROMPT, "4", 1, "[SEG]", sweep_px=100).masks[0]
@@ -117,6 +187,13 @@ def test_a_sweep_that_has_nothing_to_do_says_so(pipe, picture, prefix, side_px, 
     if not prefix and answer.masks:
         pytest.skip("the random model said [SEG] by itself")
     assert any(re.search(f"nothing was swept.*{why}", note) for note in answer.notes)
+
+
+def test_a_sweep_that_psc_sees_no_use_in_says_so(pipe, picture, monkeypatch):
+    monkeypatch.setattr(module, "MAYBE", 1)
+    answer = pipe(picture, PROMPT, "4", 1, "[SEG]", sweep_px=100)
+    assert answer.sweep is None
+    assert any("PSC sees nothing of the prompt" in note for note in answer.notes)
 
 
 def test_a_sweep_and_a_deadline_exclude_each_other(pipe, picture):
