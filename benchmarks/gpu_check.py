@@ -43,13 +43,13 @@ from geomag_edge.benchmarks.publish import RESULTS
 from geomag_edge.errors import GeoMagError
 from geomag_edge.graphs import TOLERANCES, Tolerance
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.chain import Result
 from geomag_edge.runtime.cuda.device import Device
 from geomag_edge.runtime.cuda.driver import CudaDriver, first_line
 from geomag_edge.runtime.engine import GPU_ENGINES
 from geomag_edge.runtime.masks import mask_iou
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.runtime.reference import FILES, Sample, load_reference
+from geomag_edge.runtime.scene_session import Result
 from geomag_edge.runtime.tensorrt.bundle import store_measured
 from geomag_edge.runtime.tensorrt.engine import FLAVOURS
 from geomag_edge.runtime.tensorrt.record import RECORD

@@ -28,9 +28,10 @@ from geomag_edge.benchmarks.peers.tiling import NEW_TOKENS, PER_LEVEL, one_wordi
 from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.calibration.datasets import Item
 from geomag_edge.calibration.metrics import mask_iou, mask_overlap
-from geomag_edge.runtime.chain import SceneSession, Stopwatch, Views
+from geomag_edge.runtime.chain import Stopwatch, Views
 from geomag_edge.runtime.masks import MaskMaps, joined_masks
 from geomag_edge.runtime.pipeline import Pipeline
+from geomag_edge.runtime.scene_session import SceneSession
 from geomag_edge.runtime.sweep import coarse_boxes, sweep_boxes, worth_a_look
 
 GATES = ((-1, -1), (0.1, -1), (-1, 0.5), (0.1, 0.5), (0.3, 0.5), (0.5, 0.5), (0.1, 0.8))
@@ -154,8 +155,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         "",
         f"`{report['command']}`",
         "",
-        f"{described(report['machine'])}. Means over {questions} questions. A view is looked at where "
-        "a view four times as large has a patch above the first threshold, and its mask counts "
+        f"{described(report['machine'])}. Means over {questions} questions. A view is looked at "
+        "where one four times as large has a patch above the first threshold, and its mask counts "
         "where it has a patch above the second itself.",
         "",
         "| views of, px | first | second | views looked at | of the targets' pixels | mIoU |",

@@ -17,8 +17,8 @@ from .records import Record
 from .report import Report
 
 if TYPE_CHECKING:
-    from geomag_edge.runtime.chain import Result, SceneSession
     from geomag_edge.runtime.pipeline import Pipeline
+    from geomag_edge.runtime.scene_session import Result, SceneSession
 
 
 def evaluate(

@@ -10,11 +10,12 @@ from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import BudgetError
 from geomag_edge.manifest import Bundle
 from geomag_edge.prompts import PromptCoder
-from geomag_edge.runtime.chain import Chain, Result, SceneSession
+from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.deadline import Deadline
 from geomag_edge.runtime.engine import Engine, default_precision, open_engine
 from geomag_edge.runtime.planner import Planner, check_latency
 from geomag_edge.runtime.scene import Scene
+from geomag_edge.runtime.scene_session import Result, SceneSession
 
 
 class Pipeline:

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomag_edge.graphs import CHAIN, Tolerance
-from geomag_edge.runtime.chain import Chain, SceneSession
+from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.engine import Session
 from geomag_edge.runtime.masks import mask_iou
 from geomag_edge.runtime.reference import Call, Sample
 from geomag_edge.runtime.scene import Scene
+from geomag_edge.runtime.scene_session import SceneSession
 
 REPLAYED = (*CHAIN, "psc")
 """The chain's graphs, and psc.onnx, which serves tools that want crops from one graph."""

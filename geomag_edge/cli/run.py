@@ -15,9 +15,9 @@ from geomag_edge.errors import InputError, OutputError
 from geomag_edge.manifest import Bundle
 
 if TYPE_CHECKING:
-    from geomag_edge.runtime.chain import Result, SceneSession
     from geomag_edge.runtime.deadline import Deadline
     from geomag_edge.runtime.pipeline import Pipeline
+    from geomag_edge.runtime.scene_session import Result, SceneSession
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:

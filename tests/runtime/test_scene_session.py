@@ -8,11 +8,12 @@ from geomag_edge import Pipeline
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import BudgetError, PromptError
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.chain import Chain, SceneSession, _streamer
+from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.engine import open_engine
 from geomag_edge.runtime.masks import mask_iou
 from geomag_edge.runtime.reference import RecordingEngine
 from geomag_edge.runtime.scene import Scene
+from geomag_edge.runtime.scene_session import SceneSession, _streamer
 
 PROMPT = "segment the ships near the pier"
 BUDGETS = [None, "image", "region", "pixel", "1", "4", "2+1x4", "4+2x3", "4+4x4", "9t", "200t"]
