@@ -65,7 +65,7 @@ def draw_overlay(
     for box in boxes:
         _outline_box(found, box, INK, "")
     panels = [
-        (looked, "Where it looked", _looked_legend(relevance is not None, len(crops))),
+        (looked, "Where it looked", _looked_legend(relevance is not None, len(crops), answer)),
         (found, "What it found", _found_legend(masks, labels, len(boxes))),
     ]
     return _page(panels, _headline(answer))
@@ -182,12 +182,15 @@ LegendRow = tuple[str, Colour | None, str]
 """What to draw ("swatch", "box", "heat", "text"), its colour, and the words."""
 
 
-def _looked_legend(heat: bool, crops: int) -> list[LegendRow]:
+def _looked_legend(heat: bool, crops: int, answer: dict[str, Any]) -> list[LegendRow]:
     rows: list[LegendRow] = []
     if heat:
         rows.append(("heat", None, "relevance to the prompt, low to high"))
     if crops:
         rows.append(("box", INK, f"{crops} magnified window{'s' if crops > 1 else ''}"))
+    if sweep := answer.get("sweep"):
+        swept = f"{sweep['views']} of {sweep['of']} views of {sweep['view_px']} px"
+        rows.append(("text", None, f"and a sweep: {swept}"))
     return rows or [("text", None, "the whole scene at once")]
 
 

@@ -247,7 +247,7 @@ def print_answer(answer: dict[str, Any]) -> None:
     print(f"  ms        {times}")
     print(f"  engine    {answer['engine']} {answer['precision']} ({providers})")
     if swept := answer.get("sweep"):
-        print(f"  sweep     {swept['views']} views of {swept['view_px']} px")
+        print(f"  sweep     {swept['views']} of {swept['of']} views of {swept['view_px']} px")
     if deadline := answer.get("deadline"):
         print(f"  deadline  {deadline_text(deadline)}")
     for note in answer["notes"]:

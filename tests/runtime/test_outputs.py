@@ -24,6 +24,7 @@ from geomag_edge.runtime import geojson, outputs
 from geomag_edge.runtime.geojson import feature_collection, outline
 from geomag_edge.runtime.masks import Mask
 from geomag_edge.runtime.outputs import write_outputs
+from geomag_edge.runtime.overlay import ROW
 from geomag_edge.runtime.scene import Georef, Scene
 from geomag_edge.views import global_box
 
@@ -432,6 +433,20 @@ def test_the_picture_copes_with_any_answer(scene, tmp_path, answer, relevance, m
     masks = [mask_of((120, 160), disc(i + 2, 5, 2)) for i in range(masks)]
     path = answer_to(scene, tmp_path / "out", masks, answer=answer, relevance=relevance)["overlay"]
     assert max(Image.open(path).size) < 3400
+
+
+def test_the_picture_has_a_line_for_a_sweep(scene, tmp_path):
+    relevance = np.eye(4, dtype=np.float32)
+    heights = [
+        Image.open(
+            answer_to(scene, tmp_path / name, [], answer=answer, relevance=relevance)["overlay"]
+        ).height
+        for name, answer in (
+            ("plain", {"prompt": "p"}),
+            ("swept", {"prompt": "p", "sweep": {"view_px": 640, "views": 3, "of": 9}}),
+        )
+    ]
+    assert heights[1] == heights[0] + ROW
 
 
 # When writing goes wrong
