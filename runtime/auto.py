@@ -94,6 +94,30 @@ class Choice:
     decode: str | None = None
 
 
+def left_out_notes(choices: Sequence[Choice]) -> list[str]:
+    """In plain words which engines and forms nobody measured: an engine that ran no graph at all is
+    named once, with the first of its reasons."""
+    ran = {_engine_of(one.engine) for choice in choices for one in choice.measured}
+    absent: dict[str, str] = {}
+    partly: dict[tuple[str, str], list[str]] = {}
+    for choice in choices:
+        for form, reason in choice.left_out.items():
+            if _engine_of(form) in ran:
+                partly.setdefault((form, reason), []).append(choice.graph)
+            else:
+                absent.setdefault(_engine_of(form), reason)
+    listed = "; ".join(f"{name} ({reason})" for name, reason in absent.items())
+    notes = [f"auto chose without {listed}"] if absent else []
+    return notes + [
+        f"auto left {form} out for {', '.join(graphs)}: {reason}"
+        for (form, reason), graphs in partly.items()
+    ]
+
+
+def _engine_of(form: str) -> str:
+    return form.partition("/")[0]
+
+
 def choose(
     graph: str,
     candidates: Mapping[str, Callable[[], Session]],
@@ -291,18 +315,7 @@ class AutoEngine:
     @property
     def notes(self) -> list[str]:
         """In plain words, one line each: engines left out, and a measurement not remembered."""
-        left_out: dict[tuple[str, str], list[str]] = {}
-        for graph in CHAIN:
-            for why in self.choices[graph].left_out.items():
-                left_out.setdefault(why, []).append(graph)
-        everywhere = [why for why, graphs in left_out.items() if len(graphs) == len(CHAIN)]
-        notes = []
-        if everywhere:
-            listed = "; ".join(f"{name} ({reason})" for name, reason in everywhere)
-            notes.append(f"auto chose without {listed}")
-        for (name, reason), graphs in left_out.items():
-            if len(graphs) < len(CHAIN):
-                notes.append(f"auto left {name} out for {', '.join(graphs)}: {reason}")
+        notes = left_out_notes([self.choices[graph] for graph in CHAIN])
         return notes + ([self._not_remembered] if self._not_remembered else [])
 
     @property

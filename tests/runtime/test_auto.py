@@ -22,6 +22,7 @@ from geomag_edge.runtime.auto import (
     Measured,
     choose,
     fastest_of,
+    left_out_notes,
 )
 from geomag_edge.runtime.reference import Call
 
@@ -185,6 +186,23 @@ def test_an_llm_is_timed_as_a_prefill_and_a_typical_answer():
 
 def measurement(name, *parts):
     return Measured(name, "fake", sum(parts), 0.0, parts)
+
+
+def test_an_engine_that_ran_nothing_is_named_once_and_a_form_by_its_graphs():
+    def choice(graph, measured, left_out):
+        return Choice(graph, measured, "work", (measurement(measured, 1.0),), left_out)
+
+    notes = left_out_notes(
+        [
+            choice("encoder", "ort-cpu/fp32", {"tpu/fp32": "no fp32", "tpu/int8": "no int8"}),
+            choice("llm", "openvino/int8", {"tpu/int8": "no int8", "ort-cpu/int8": "broken"}),
+            choice("embed", "openvino/int8", {"ort-cpu/int8": "broken"}),
+        ]
+    )
+    assert notes == [
+        "auto chose without tpu (no fp32)",
+        "auto left ort-cpu/int8 out for llm, embed: broken",
+    ]
 
 
 def llm_choice(*measured, left_out=None):
