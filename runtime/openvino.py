@@ -87,6 +87,8 @@ class OpenVinoSession:
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": arithmetic,
             "PERFORMANCE_HINT": "LATENCY",
+            # Bound to cores, all processes of N threads would share the first N and leave the rest.
+            "ENABLE_CPU_PINNING": False,
         }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads

@@ -52,6 +52,13 @@ def test_every_graph_and_the_chain_answer_as_pytorch_did(exported, family):
     assert {*report.providers.values()} == {"OpenVINO CPU f32"}
 
 
+def test_no_graph_is_pinned_to_a_core(bundle):
+    """By default every process with N threads is bound to the same first N cores."""
+    engine = open_engine("openvino", Bundle.open(bundle), "fp32", 1)
+    pinned = engine.session("mask_head")._compiled.get_property("ENABLE_CPU_PINNING")
+    assert pinned is False
+
+
 def test_the_chain_answers_as_onnx_runtime_does(bundle, picture):
     answers = []
     for engine in ("ort-cpu", "openvino"):
