@@ -129,7 +129,7 @@ def asked(session: SceneSession, prompt: str) -> tuple[Any, MaskMaps | None]:
 
     def remember(views: Views, queries: Any) -> MaskMaps:
         found.append((queries, plain(views, queries)))
-        return found[0][1]
+        return found[-1][1]
 
     chain.mask_maps = remember  # type: ignore[method-assign]
     try:

@@ -226,13 +226,17 @@ class MaskMaps:
 
 
 def joined_masks(maps: Sequence[MaskMaps], shape: tuple[int, int]) -> list[Mask]:
-    """One mask of an image of `shape` H, W for each query, from all its views."""
+    """One mask of an image of `shape` H, W for each query, from all its views.
+
+    Its score is the best quality among the first maps, the answer's own look: the best of a sweep's
+    many views would be near 1 whatever was asked.
+    """
     boxes = np.concatenate([part.boxes for part in maps])
     logits = np.concatenate([part.logits for part in maps], axis=1)
     quality = np.concatenate([part.quality for part in maps], axis=1)
     return [
-        Mask(shape, boxes, one, its_quality, score=float(its_quality.max()))
-        for one, its_quality in zip(logits, quality, strict=True)
+        Mask(shape, boxes, one, its_quality, score=float(own.max()))
+        for one, its_quality, own in zip(logits, quality, maps[0].quality, strict=True)
     ]
 
 

@@ -121,10 +121,13 @@ class SceneSession:
         Raises:
             PromptError: empty, or too long for the model with this budget.
             BudgetError: an impossible budget, or a sweep with a deadline.
+            InputError: a sweep in views of less than 1 px, or in too many views.
         """
         if sweep_px is not None and deadline is not None:
-            raise BudgetError("a sweep looks at everything, however long that takes: give no time")
+            raise BudgetError("a sweep takes as long as it takes: give no time")
         chain, scene, manifest = self.chain, self.scene, self.chain.manifest
+        size = scene.height, scene.width
+        sweep_views = 0 if sweep_px is None else len(sweep_boxes(*size, sweep_px))
         watch = Stopwatch(chain.values)
         coder, settings = chain.coder, chain.coder.settings
         if not chain.sessions:
@@ -186,12 +189,13 @@ class SceneSession:
         before_mask = watch.ms
         every = whole if crops is None else _joined(whole, crops, chain.values)
         swept: list[MaskMaps] = []
-        looked_at = 0
-        if sweep_px is not None and len(decoded.queries):
+        sweep_report = None
+        if sweep_px is not None and sweep_views and len(decoded.queries):
             with watch("sweep"):
                 swept, looked_at = self._swept(sweep_px, decoded.queries, prompt_ids, on_view)
+            sweep_report = {"view_px": sweep_px, "views": looked_at, "of": sweep_views}
         if sweep_px is not None and not swept:
-            notes.append(f"nothing was swept: {self._why_not(sweep_px, decoded.queries)}")
+            notes.append(_why_not_swept(sweep_px, sweep_views, len(decoded.queries)))
         with watch("mask"):
             masks = []
             if len(decoded.queries):
@@ -207,9 +211,7 @@ class SceneSession:
             prompt, text, decoded, level, odds, chosen, every, crop_scores, seen["relevance"],
             boxes, masks, timings_ms, notes, report,
         )  # fmt: skip
-        if sweep_px is not None and looked_at:
-            count = len(sweep_boxes(scene.height, scene.width, sweep_px))
-            found.sweep = {"view_px": sweep_px, "views": looked_at, "of": count}
+        found.sweep = sweep_report
         return found
 
     @property
@@ -259,14 +261,6 @@ class SceneSession:
         new = [i for i, box in enumerate(boxes) if box.tobytes() not in self._known]
         count = deadline.views(len(new), selected, len(boxes) - len(new))
         return boxes[: new[count]] if count < len(new) else boxes
-
-    def _why_not(self, sweep_px: int, queries: Any) -> str:
-        """Why a sweep found nothing to look at."""
-        if not len(queries):
-            return "the answer has no [SEG]"
-        if not len(sweep_boxes(self.scene.height, self.scene.width, sweep_px)):
-            return f"the image is not larger than one view of {sweep_px} px"
-        return f"PSC sees nothing of the prompt in views of {sweep_px} px"
 
     def _swept(
         self, side_px: int, queries: Any, prompt_ids: NDArray, on_view: Callable[[str], None]
@@ -334,6 +328,14 @@ def _joined(a: Views, b: Views, values: Values) -> Views:
         values.concat([a.embeds, b.embeds]),
         values.concat([a.features, b.features]),
     )
+
+
+def _why_not_swept(side_px: int, views: int, queries: int) -> str:
+    if not queries:
+        return "nothing was swept: the answer has no [SEG]"
+    if not views:
+        return f"nothing was swept: the image is not larger than one view of {side_px} px"
+    return f"the sweep found nothing: PSC sees nothing of the prompt in views of {side_px} px"
 
 
 def _softmax(logits: NDArray) -> NDArray:

@@ -64,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sweep", type=positive, metavar="PX",
         help="also look for the answer's masks in views of PX pixels over the whole image, where "
-        "PSC sees something of the prompt: for many small objects in a large scene",
+        "PSC sees something of the prompt: for all of many small objects in a large scene; "
+        "which one is the largest or lowest a view cannot tell",
     )  # fmt: skip
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
     parser.add_argument(
@@ -123,7 +124,7 @@ def execute(args: argparse.Namespace) -> None:
     if args.budget and args.latency_ms:
         raise InputError("--budget and --latency-ms exclude each other: give one of them")
     if args.sweep and args.latency_ms:
-        raise InputError("--sweep looks at everything, however long that takes: no --latency-ms")
+        raise InputError("--sweep takes as long as it takes: give it without --latency-ms")
     with open_pipeline(args) as pipe:
         deadline = _deadline(pipe, args)
         start = time.perf_counter()

@@ -192,10 +192,22 @@ def test_a_sweep_that_has_nothing_to_do_says_so(pipe, picture, prefix, side_px, 
 def test_a_sweep_that_psc_sees_no_use_in_says_so(pipe, picture, monkeypatch):
     monkeypatch.setattr(module, "MAYBE", 1)
     answer = pipe(picture, PROMPT, "4", 1, "[SEG]", sweep_px=100)
-    assert answer.sweep is None
+    count = len(sweep_boxes(*picture.shape[:2], 100))
+    assert answer.sweep == {"view_px": 100, "views": 0, "of": count}
     assert any("PSC sees nothing of the prompt" in note for note in answer.notes)
 
 
+@pytest.mark.usefixtures("all_worth_a_look")
+def test_a_sweeps_many_views_do_not_make_an_answer_surer(pipe, picture):
+    plain = pipe(picture, PROMPT, "4+2x4", 1, "[SEG]").masks[0]
+    assert pipe(picture, PROMPT, "4+2x4", 1, "[SEG]", sweep_px=50).masks[0].score == plain.score
+
+
+def test_an_impossible_sweep_is_refused_before_anything_runs(pipe, picture):
+    with pytest.raises(InputError, match="at least 1 px"):
+        pipe(picture, PROMPT, on_text=pytest.fail, sweep_px=0)
+
+
 def test_a_sweep_and_a_deadline_exclude_each_other(pipe, picture):
-    with pytest.raises(BudgetError, match="however long"):
+    with pytest.raises(BudgetError, match="as long as it takes"):
         pipe(picture, PROMPT, latency_ms=1000, sweep_px=100)
