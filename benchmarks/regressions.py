@@ -2,6 +2,7 @@
 
 A stage counts as slower (or faster) if the ratio of its medians is past `THRESHOLD`, the bootstrap
 interval of that ratio lies wholly on that side of 1, and the difference is more than a clock's.
+Past the threshold with an interval that reaches 1 it is "slower?" or "faster?": seen, not proven.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """ "slower", "faster" or "same"."""
+        """ "slower", "faster", either with a "?", or "same"."""
         if abs(self.after_ms - self.before_ms) < LEAST_MS:
             return "same"
-        if self.ratio >= THRESHOLD and self.low > 1:
-            return "slower"
-        if self.ratio <= 1 / THRESHOLD and self.high < 1:
-            return "faster"
+        if self.ratio >= THRESHOLD:
+            return "slower" if self.low > 1 else "slower?"
+        if self.ratio <= 1 / THRESHOLD:
+            return "faster" if self.high < 1 else "faster?"
         return "same"
 
     def to_json(self) -> dict[str, Any]:

@@ -240,6 +240,8 @@ def comparison_text(found: list[Change], notes: list[str]) -> str:
         verdict = f"no stage of {len(found)} got slower or faster"
     else:
         verdict = f"{slower} of {len(found)} stages slower, {faster} faster"
+    if unsure := sum(c.verdict.endswith("?") for c in found):
+        verdict += f"; {unsure} too noisy to tell: bench both with more --rounds"
     return "\n".join([*lines, table(head, rows), "", verdict])
 
 

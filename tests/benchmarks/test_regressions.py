@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from geomag_edge.benchmarks.queries import DERIVED, STAGES
 from geomag_edge.benchmarks.regressions import changes, differences
 from geomag_edge.benchmarks.timing import percentiles
+from geomag_edge.cli.bench import comparison_text
 from geomag_edge.errors import InputError
 
 
@@ -41,6 +42,18 @@ def test_a_stage_that_got_20_percent_slower_is_named(stage):
 @given(st.integers(0, 10**6))
 def test_noise_alone_is_no_change(seed):
     assert {c.verdict for c in changes(run(seed), run(seed + 1))} == {"same"}
+
+
+def test_a_slowdown_that_noise_may_have_made_is_shown_as_such():
+    before, after = run(1), run(1)
+    for report, factor in ((before, 1.0), (after, 1.2)):
+        rounds = [factor * ms for ms in (8, 9, 10, 11, 14, 18, 30)]
+        report["cases"][0]["stages_ms"]["encode"] = percentiles(rounds) | {"rounds": rounds}
+    found = changes(before, after)
+    assert {c.stage: c.verdict for c in found if c.verdict != "same"} == {"encode": "slower?"}
+    text = comparison_text(found, [])
+    assert "encode" in text
+    assert "1 too noisy to tell" in text
 
 
 def test_a_gain_is_seen_the_other_way_round():
