@@ -17,8 +17,10 @@ already. Each part is a script of its own, run in its own process, with its own 
 | deadlines | `deadlines`: 500 queries under each of three deadlines |
 | overhead | `geomag-edge bench`: what is spent outside the engines and the op |
 
-A part that fails or whose peers are not installed is left with its last committed result, and said
-so. `--only` runs some of them, `--only none` writes the table from the results that are there.
+It takes about two hours on two cores. A part that fails or whose peers are not installed is left
+with its last committed result, and said so. `--only` runs some of them, `--only none` writes the
+table from the results that are there. Folders within `--results` hold what the command gave on
+other machines, one each (`--results RESULTS/NAME`); they are shown below.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from geomag_edge.benchmarks.machine import described
+from geomag_edge.benchmarks.peers.tiling import times
 from geomag_edge.benchmarks.publish import RESULTS
 from geomag_edge.manifest import Bundle
 from geomag_edge.model.presets import shipped_checkpoint
@@ -74,7 +77,7 @@ def main() -> None:
         print(f"{name}: {' '.join(command[1:])}", file=sys.stderr)
         if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
             failed.append(name)
-    table = as_markdown(args.results)
+    table = as_markdown(args.results, failed)
     (args.results / "headline.md").write_text(table)
     print(table)
     if failed:
@@ -148,17 +151,19 @@ def _command(part: str, args: argparse.Namespace) -> list[str]:
     return command
 
 
-def as_markdown(results: Path) -> str:
+def as_markdown(results: Path, failed: Collection[str] = ()) -> str:
     """The table of all results that are there, each with its machine's line and command.
 
-    Folders inside hold results of other machines, which get tables of their own.
+    Args:
+        results: their folder. Folders inside hold those of other machines, with their own tables.
+        failed: parts whose results are of an earlier run, because they failed in this one.
     """
     lines = [
         "# Headline figures",
         "",
         "`python -m geomag_edge.benchmarks.headline --work DIR`",
         "",
-        *_table(results, "not measured"),
+        *_table(results, "not measured", failed),
     ]
     for folder in sorted(path for path in results.glob("*/") if path.is_dir()):
         if any((folder / file).exists() for _, _, file, _ in PARTS.values()):
@@ -166,7 +171,7 @@ def as_markdown(results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(results: Path, absent: str = "") -> list[str]:
+def _table(results: Path, absent: str = "", failed: Collection[str] = ()) -> list[str]:
     """The rows of one folder's results; a part without one is said to be `absent`, or left out."""
     lines = ["| comparison | goal | measured |", "|---|---|---|"]
     sources = []
@@ -175,7 +180,8 @@ def _table(results: Path, absent: str = "") -> list[str]:
         if path.exists():
             data = json.loads(path.read_text())
             lines += [f"| {what} | {goal} | {value} |" for what, goal, value in rows(data)]
-            sources.append(f"- {part}: `{data['command']}`; {described(data['machine'])}")
+            source = f"- {part}: `{data['command']}`; {described(data['machine'])}"
+            sources.append(source + ("; **failed since, so of an earlier run**" * (part in failed)))
         elif absent:
             lines.append(f"| {part} | - | {absent} |")
     return [*lines, "", *sources]
@@ -228,25 +234,33 @@ def extent_rows(data: dict[str, Any]) -> list[Row]:
 def tiling_rows(data: dict[str, Any]) -> list[Row]:
     """Time for every scene, and masks where the scene was tiled completely."""
     rows = []
-    swept = f"swept in views of {data['sweep_px']} px"
+    sweep_px = data["sweep_px"]
+    names = {"ours": "by itself", "swept": f"swept in views of {sweep_px} px"}
     for scene in data["scenes"]:
-        goal = ">= 50x" if scene["size_px"] >= 20_000 else "-"
-        part = f"{scene['tiles_timed']} of {scene['tiles']} tiles timed"
-        for way, name in (("ours", "by itself"), ("swept", swept)):
-            ratio = scene["ratio"][way]
+        size = scene["size_px"]
+        goal = ">= 50x" if size >= 20_000 else "-"
+        part = f"{scene['tiles_timed']['tiling']} of {scene['tiles']['tiling']} tiles timed"
+        for way, name in names.items():
+            ratio = scene["ratio"]["tiling"][way]
             rows.append(
-                (f"{scene['size_px']} px scene {name} against tiling everything, time", goal,
-                 f"{ratio['wall_ms']:.0f}x, CPU time {ratio['cpu_ms']:.0f}x ({part})")
+                (f"{size} px scene {name} against tiling everything, time", goal,
+                 f"{times(ratio['wall_ms'])}, CPU time {times(ratio['cpu_ms'])} "
+                 f"(mean of {scene['questions_timed']} questions; {part})")
             )  # fmt: skip
+        ratio = scene["ratio"]["coarse"]["swept"]
+        rows.append(
+            (f"the same, swept against tiling with tiles of {sweep_px} px", "-",
+             f"{times(ratio['wall_ms'])}, CPU time {times(ratio['cpu_ms'])}")
+        )  # fmt: skip
         if quality := scene.get("quality"):
-            small, every = quality["small_miou"], quality["miou"]
-            for way, name in (("ours", "by itself"), ("swept", swept)):
+            small, every = quality["small_miou"], quality["present_miou"]
+            for way, name in names.items():
                 rows.append(
-                    (f"{scene['size_px']} px scene {name}, mIoU of small targets against tiling's",
+                    (f"{size} px scene {name}, mIoU of small targets against tiling's",
                      "at least equal",
-                     f"{_share(small[way])} against {_share(small['tiling'])} "
-                     f"({quality['small_questions']} questions; all targets {_share(every[way])} "
-                     f"against {_share(every['tiling'])})")
+                     f"{_share(small[way])} against {_share(small['tiling'])}, tiles of {sweep_px} "
+                     f"px {_share(small['coarse'])} ({quality['small_questions']} questions; all "
+                     f"targets {_share(every[way])} against {_share(every['tiling'])})")
                 )  # fmt: skip
     return rows
 

@@ -5,24 +5,26 @@
 Tiling is the usual practice for images larger than a model's input: the scene is cut into tiles of
 the model's view, each is asked the same prompt as an image of its own (the global view alone at
 the pixel level's global grid, no crops), and the tiles' masks are pasted into the frame. It runs in
-the same engine, through the same graphs, and each tile is encoded once for all questions.
+the same engine, through the same graphs, a tile after the other. Tiles of `--sweep-px` are a second
+peer: tiling at the scale of our sweep.
+
+Ours is measured twice: as it answers by itself, with a handful of crops, and with a sweep
+(`run --sweep`), which takes the answer's mask query to views of `--sweep-px` wherever PSC sees
+something of the prompt.
 
 The questions are those of the pixel level about the first scene of a rendered set. Some ask for
 what is not there, where the right answer is no mask: 1, else 0. Each set of targets is asked for
 once, though the set may have several wordings. Time is the mean over the questions, each on a file
-that is opened anew, ours and tiling both: how long a sweep takes depends on what is asked. Where
-tiling a whole scene would take longer than `--tile-minutes`, a random sample of tiles is timed and
-the time of all of them extrapolated; the result says from how many. `--quality-sizes` names the
-scenes that are tiled completely for the masks' mIoU, in a process a core (no time is taken of
-those). mIoU is also given for the questions with a target and for those whose targets are small in
-the global view.
-
-Ours is measured twice: as it answers by itself, with a handful of crops, and with a sweep
-(`run --sweep`), which takes the answer's mask query to views of `--sweep-px` over the whole scene.
+that is opened anew, masks drawn, ours and tiling both: how long an answer takes depends on what is
+asked. Of a large scene each question is timed on a sample of tiles (in blocks of 4 x 4, which share
+what is read of the file), and the time of all of them extrapolated; the result says from how many.
+`--quality-sizes` names the scenes that are tiled completely for the masks' mIoU, in a process a
+core and each tile encoded once for all questions (no time is taken of those). mIoU is given for all
+questions, for those with a target, and for those whose targets are small in the global view.
 
 Who wins in quality depends on the question. Tiling sees every object at native resolution, so it
-finds "all trees", which four crops cannot cover and a sweep can; a tile has no notion of the rest
-of the scene, so "the lowest jetty" is beyond it. Questions by kind are in the JSON.
+finds "all trees", which four crops cannot cover; a tile has no notion of the rest of the scene, so
+"the lowest jetty" is beyond it. Questions by kind are in the JSON.
 
 The last line of stdout is one JSON.
 """
@@ -35,7 +37,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,18 +50,16 @@ from tqdm import tqdm
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.peers.big_scenes import make_scene, open_scene
 from geomag_edge.benchmarks.publish import RESULTS, publish
-from geomag_edge.benchmarks.timing import percentiles
 from geomag_edge.calibration.datasets import Item, Picture, Rect
 from geomag_edge.calibration.metrics import SIZES, AnswerMask, mask_iou, mask_overlap, size_name
 from geomag_edge.errors import GeoMagError, InputError
-from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.pipeline import Pipeline
 
 SET_SEED, PER_LEVEL, NEW_TOKENS = 77, 12, 32
 GOAL = 50.0
-WAYS = ("ours", "swept", "tiling")
-PART = 128
-"""Tiles of a job."""
+WAYS = ("ours", "swept", "tiling", "coarse")
+PART, BATCH, BLOCK = 128, 256, 4
+"""Tiles of a job; tiles timed of a question, at most; tiles sampled together, squared."""
 Clocks = dict[str, float]
 """`wall_ms` and `cpu_ms`."""
 Loaded = tuple[Path, str, str, int]
@@ -132,7 +132,7 @@ def tiles_of(height: int, width: int, side: int) -> list[Rect]:
 
 
 def tile_everything(
-    pipe: Pipeline, path: Path, prompts: list[str], rects: list[Rect] | None = None,
+    pipe: Pipeline, path: Path, prompts: list[str], side: int, rects: list[Rect] | None = None,
     tasks: tuple[str, ...] = ("ask",),
 ) -> tuple[list[TiledMask], Clocks]:  # fmt: skip
     """Asks every tile of a scene every prompt.
@@ -141,19 +141,19 @@ def tile_everything(
         pipe: an open pipeline.
         path: the scene.
         prompts: plain text.
+        side: of the tiles, px.
         rects: only these tiles; default all.
         tasks: words for the progress bar.
 
     Returns:
         a mask for each prompt, and the time it took, the file's opening included.
     """
-    view = pipe.bundle.manifest.view
     alone = str(pipe.bundle.manifest.budgets["pixel"].global_grid)
     wall, cpu = time.perf_counter(), time.process_time()
     with rasterio.open(path) as scene:
         if rects is None:
-            rects = tiles_of(scene.height, scene.width, view.view_px)
-        masks = [TiledMask((scene.height, scene.width), view.view_px) for _ in prompts]
+            rects = tiles_of(scene.height, scene.width, side)
+        masks = [TiledMask((scene.height, scene.width), side) for _ in prompts]
         for rect in tqdm(rects, " ".join(tasks), leave=False, disable=None):
             row0, col0, row1, col1 = rect
             pixels = scene.read(window=((row0, row1), (col0, col1)))
@@ -167,7 +167,7 @@ def tile_everything(
 
 
 def tile_in_processes(
-    loaded: Loaded, path: Path, prompts: list[str], processes: int, name: str
+    loaded: Loaded, path: Path, prompts: list[str], side: int, processes: int, name: str
 ) -> list[TiledMask]:
     """`tile_everything`, with a pipeline a process.
 
@@ -175,13 +175,13 @@ def tile_in_processes(
         loaded: the pipeline's bundle, engine, precision and threads.
         path: the scene.
         prompts: plain text.
+        side: of the tiles, px.
         processes: how many at once.
         name: word for the progress bar.
 
     Returns:
         a mask for each prompt.
     """
-    side = Bundle.open(loaded[0]).manifest.view.view_px
     with rasterio.open(path) as scene:
         shape = scene.height, scene.width
     rects = tiles_of(*shape, side)
@@ -190,7 +190,7 @@ def tile_in_processes(
     # Spawned: a fork would take an engine's threads along, which do not survive it.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn, _load, loaded) as pool:
-        jobs = [pool.submit(_tile_part, path, prompts, part) for part in parts]
+        jobs = [pool.submit(_tile_part, path, prompts, side, part) for part in parts]
         for job in tqdm(jobs, f"tiling {name}", disable=None):
             for mask, found in zip(masks, job.result(), strict=True):
                 mask.add(found)
@@ -202,17 +202,19 @@ def _load(*loaded: Any) -> None:
     _pipe = Pipeline.load(*loaded)
 
 
-def _tile_part(path: Path, prompts: list[str], rects: list[Rect]) -> list[TiledMask]:
+def _tile_part(path: Path, prompts: list[str], side: int, rects: list[Rect]) -> list[TiledMask]:
     assert _pipe is not None
-    return tile_everything(_pipe, path, prompts, rects, ("part",))[0]
+    return tile_everything(_pipe, path, prompts, side, rects, ("part",))[0]
 
 
 def ask_whole(
     pipe: Pipeline, path: Path, prompt: str, sweep_px: int | None = None
 ) -> tuple[Any, Clocks]:
-    """Our chain: one question about the file, opened anew."""
+    """Our chain: one question about the file, opened anew, and its masks drawn."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = pipe(path, prompt, "pixel", NEW_TOKENS, sweep_px=sweep_px)
+    for mask in result.masks:
+        _ = mask.area_px  # draws all of it, which is otherwise left until somebody looks
     return result, _clocks(wall, cpu)
 
 
@@ -235,7 +237,6 @@ def main() -> None:
     parser.add_argument("--quality-sizes", default="2048,4096,20000", help="to tile completely")
     parser.add_argument("--questions", type=int, default=9, help="of each scene, at most")
     parser.add_argument("--sweep-px", type=int, default=640, help="side of a sweep's views")
-    parser.add_argument("--tile-minutes", type=float, default=0.5)
     parser.add_argument("--engine", default="ort-cpu")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=1)
@@ -270,7 +271,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "command": f"python -m geomag_edge.benchmarks.peers.tiling --bundle {args.name} "
         f"--scenes DIR --sizes {args.sizes} --quality-sizes {args.quality_sizes} "
         f"--questions {args.questions} --sweep-px {args.sweep_px} "
-        f"--tile-minutes {args.tile_minutes:g} "
         f"--engine {args.engine} --precision {args.precision} --threads {args.threads}",
         "machine": host,
         "checkpoint": sha,
@@ -286,55 +286,60 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def time_all(
     pipe: Pipeline, picture: Picture, items: list[Item], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """The questions in turns, each asked of ours and of a batch of tiles, until every question had
-    its turn and the tiles or the minutes are up."""
+    """Each question in turn: ours, swept, and a batch of the tiles of either size."""
     path = Path(str(picture.image))
     with rasterio.open(path) as scene:
-        rects = tiles_of(scene.height, scene.width, pipe.bundle.manifest.view.view_px)
-    total = len(rects)
-    random.Random(0).shuffle(rects)
-    ways: dict[str, int | None] = {"ours": None, "swept": args.sweep_px}
-    for sweep_px in ways.values():
+        shape = scene.height, scene.width
+    asking: dict[str, int | None] = {"ours": None, "swept": args.sweep_px}
+    sides = {"tiling": pipe.bundle.manifest.view.view_px, "coarse": args.sweep_px}
+    tiles = {way: sampled(tiles_of(*shape, side), side) for way, side in sides.items()}
+    batch = {way: min(BATCH, -(-len(rects) // len(items))) for way, rects in tiles.items()}
+    for sweep_px in asking.values():
         ask_whole(pipe, path, items[0].prompt, sweep_px)
-    batch = max(1, min(256, total // len(items)))
-    tile_everything(pipe, path, [items[0].prompt], rects[:4])
-    ours: dict[str, list[Clocks]] = {way: [] for way in ways}
-    tiled: list[tuple[int, Clocks]] = []
-    started, done = time.perf_counter(), 0
-    while done < total and (
-        len(tiled) < len(items) or time.perf_counter() - started < args.tile_minutes * 60
-    ):
-        prompt = items[len(tiled) % len(items)].prompt
-        for way, sweep_px in ways.items():
-            ours[way].append(ask_whole(pipe, path, prompt, sweep_px)[1])
-        # Row by row within the batch, as whoever tiles a file reads it.
-        part = sorted(rects[done : done + batch])
-        tiled.append((len(part), tile_everything(pipe, path, [prompt], part)[1]))
-        done += len(part)
-    per_tile = {
-        clock: [took[clock] / count for count, took in tiled] for clock in ("wall_ms", "cpu_ms")
-    }
-    tiling_ms = {clock: float(np.mean(v)) * total for clock, v in per_tile.items()}
-    own = {
-        way: {clock: [round(took[clock], 3) for took in took_all] for clock in per_tile}
-        for way, took_all in ours.items()
-    }
-    mean_ms = {
-        way: {clock: float(np.mean(v)) for clock, v in found.items()} for way, found in own.items()
+    for way, side in sides.items():
+        tile_everything(pipe, path, [items[0].prompt], side, tiles[way][:4])
+    each: dict[str, list[Clocks]] = {way: [] for way in WAYS}
+    timed = dict.fromkeys(sides, 0)
+    for turn, item in enumerate(items):
+        for way, sweep_px in asking.items():
+            each[way].append(ask_whole(pipe, path, item.prompt, sweep_px)[1])
+        for way, side in sides.items():
+            rects = tiles[way][turn * batch[way] : (turn + 1) * batch[way]]
+            if not rects:
+                continue
+            took = tile_everything(pipe, path, [item.prompt], side, rects)[1]
+            share = len(tiles[way]) / len(rects)
+            each[way].append({clock: ms * share for clock, ms in took.items()})
+            timed[way] += len(rects)
+    clocks = ("wall_ms", "cpu_ms")
+    mean = {
+        way: {clock: float(np.mean([one[clock] for one in found])) for clock in clocks}
+        for way, found in each.items()
     }
     return {
         "questions_timed": len(items),
-        "tiles": total,
-        "tiles_timed": done,
-        **mean_ms,
-        "each_ms": own,
-        "per_tile": {clock: percentiles(v) for clock, v in per_tile.items()},
-        "tiling_ms": tiling_ms,
+        "tiles": {way: len(rects) for way, rects in tiles.items()},
+        "tiles_timed": timed,
+        "mean": mean,
+        "each": each,
         "ratio": {
-            way: {clock: tiling_ms[clock] / found[clock] for clock in per_tile}
-            for way, found in mean_ms.items()
+            tiling: {
+                way: {clock: mean[tiling][clock] / mean[way][clock] for clock in clocks}
+                for way in asking
+            }
+            for tiling in sides
         },
     }
+
+
+def sampled(rects: list[Rect], side: int) -> list[Rect]:
+    """The tiles in random order by blocks of `BLOCK` x `BLOCK`, row by row within one."""
+    blocks: dict[tuple[int, int], list[Rect]] = {}
+    for rect in rects:
+        blocks.setdefault((rect[0] // (BLOCK * side), rect[1] // (BLOCK * side)), []).append(rect)
+    order = list(blocks.values())
+    random.Random(0).shuffle(order)
+    return [rect for block in order for rect in block]
 
 
 def one_wording(items: list[Item]) -> list[Item]:
@@ -353,15 +358,16 @@ def weigh(pipe: Pipeline, picture: Picture, args: argparse.Namespace) -> dict[st
     view_px = pipe.bundle.manifest.view.view_px
     items = one_wording(picture.items)[: args.questions]
     loaded = args.bundle, args.engine, args.precision, args.threads
-    tiled = tile_in_processes(
-        loaded, path, [item.prompt for item in items], os.cpu_count() or 1, picture.name
+    prompts = [item.prompt for item in items]
+    tiled, coarse = (
+        tile_in_processes(loaded, path, prompts, px, os.cpu_count() or 1, f"{side} px by {px}")
+        for px in (view_px, args.sweep_px)
     )
     rows = []
-    for item, pasted in zip(items, tiled, strict=True):
+    for item, pasted, coarsely in zip(items, tiled, coarse, strict=True):
         result, _ = ask_whole(pipe, path, item.prompt)
         swept, _ = ask_whole(pipe, path, item.prompt, args.sweep_px)
         side_px = item.longer_side_px()
-        theirs: list[AnswerMask] = [pasted] if len(pasted) else []
         rows.append(
             {
                 "id": item.id,
@@ -369,9 +375,10 @@ def weigh(pipe: Pipeline, picture: Picture, args: argparse.Namespace) -> dict[st
                 "prompt": item.prompt,
                 "targets": len(item.target_ids),
                 "size_px": None if side_px is None else round(side_px * view_px / side, 2),
-                "ours": mask_iou(mask_overlap(result.masks, item), item, len(result.masks)),
-                "swept": mask_iou(mask_overlap(swept.masks, item), item, len(swept.masks)),
-                "tiling": mask_iou(mask_overlap(theirs, item), item, len(theirs)),
+                "ours": _iou(result.masks, item),
+                "swept": _iou(swept.masks, item),
+                "tiling": _iou([pasted] if len(pasted) else [], item),
+                "coarse": _iou([coarsely] if len(coarsely) else [], item),
                 "tiles_with_a_mask": len(pasted),
                 "ours_said": result.text,
             }
@@ -388,40 +395,55 @@ def weigh(pipe: Pipeline, picture: Picture, args: argparse.Namespace) -> dict[st
     }
 
 
+def _iou(masks: Sequence[AnswerMask], item: Item) -> float:
+    return mask_iou(mask_overlap(masks, item), item, len(masks))
+
+
 def _mean(rows: list[dict[str, Any]], key: str) -> float | None:
     return float(np.mean([row[key] for row in rows])) if rows else None
 
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
+    sweep_px = report["sweep_px"]
     lines = [
         "# Large scenes: against tiling everything",
         "",
         f"`{report['command']}`",
         "",
         f"{described(report['machine'])}. Engine {report['engine']}, precision "
-        f"{report['precision']}; tiles of {report['view_px']} px, a sweep's views of "
-        f"{report['sweep_px']} px. Mean of one question each; the file is opened anew for each. "
-        "Where fewer tiles were timed than there are, tiling's time is extrapolated from them.",
+        f"{report['precision']}; tiles of {report['view_px']} px, a sweep's views and coarse tiles "
+        f"of {sweep_px} px. Mean of one question each, s of wall time (of CPU time); the file is "
+        "opened anew for each. Where fewer tiles were timed than there are, tiling's time is "
+        "extrapolated from them.",
         "",
-        "| scene, px | ours, s, wall | CPU | swept, s, wall | CPU | tiling, s, wall | CPU | tiles "
-        "(timed) | ours is faster, wall | by CPU time | swept is faster, wall | by CPU time | "
-        "goal |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| scene, px | questions | ours | swept | tiling | tiles (timed) | coarse tiling | tiles "
+        "(timed) | tiling against ours | against swept | goal | coarse tiling against swept |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    clocks = ("wall_ms", "cpu_ms")
     for row in report["scenes"]:
-        cells = [f"{row[way][c] / 1e3:.3f}" for way in WAYS[:2] for c in clocks]
-        cells += [f"{row['tiling_ms'][c] / 1e3:.0f}" for c in clocks]
-        cells.append(f"{row['tiles']} ({row['tiles_timed']})")
-        cells += [f"{row['ratio'][way][c]:.0f}x" for way in WAYS[:2] for c in clocks]
-        cells.append(f"{report['goal']:g}x" if row["size_px"] == 20000 else "-")
-        lines.append(f"| {row['size_px']} | " + " | ".join(cells) + " |")
+        seconds = {
+            way: f"{took['wall_ms'] / 1e3:.3g} ({took['cpu_ms'] / 1e3:.3g})"
+            for way, took in row["mean"].items()
+        }
+        count = {way: f"{row['tiles'][way]} ({row['tiles_timed'][way]})" for way in row["tiles"]}
+        ratios = {
+            (tiling, way): f"{times(found['wall_ms'])} ({times(found['cpu_ms'])})"
+            for tiling, ways in row["ratio"].items()
+            for way, found in ways.items()
+        }
+        goal = f"{report['goal']:g}x" if row["size_px"] == 20000 else "-"
+        lines.append(
+            f"| {row['size_px']} | {row['questions_timed']} | {seconds['ours']} "
+            f"| {seconds['swept']} | {seconds['tiling']} | {count['tiling']} "
+            f"| {seconds['coarse']} | {count['coarse']} | {ratios['tiling', 'ours']} "
+            f"| {ratios['tiling', 'swept']} | {goal} | {ratios['coarse', 'swept']} |"
+        )
     weighed = [row for row in report["scenes"] if "quality" in row]
     if weighed:
         lines += [
             "",
-            "mIoU of masks, " + ", ".join(WAYS) + ":",
+            "mIoU of masks, ours, swept, tiling, coarse tiling:",
             "",
             "| scene, px | questions | mIoU | with a target | mIoU | with small targets | mIoU |",
             "|---|---|---|---|---|---|---|",
@@ -429,14 +451,31 @@ def as_markdown(report: dict[str, Any]) -> str:
     for row in weighed:
         found = row["quality"]
         cells = []
-        for count, key in (
+        for number, key in (
             (len(found["questions"]), "miou"),
             (found["present_questions"], "present_miou"),
             (found["small_questions"], "small_miou"),
         ):
-            cells += [str(count), ", ".join(_cell(found[key][way]) for way in WAYS)]
+            cells += [str(number), ", ".join(_cell(found[key][way]) for way in WAYS)]
         lines.append(f"| {row['size_px']} | " + " | ".join(cells) + " |")
+    for row in weighed:
+        lines += [
+            "",
+            f"By question, {row['size_px']} px:",
+            "",
+            "| prompt | targets | side in the global view, px | ours | swept | tiling | coarse |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for question in row["quality"]["questions"]:
+            side = "-" if question["size_px"] is None else f"{question['size_px']:.2g}"
+            ious = " | ".join(f"{question[way]:.2f}" for way in WAYS)
+            lines.append(f"| {question['prompt']} | {question['targets']} | {side} | {ious} |")
     return "\n".join(lines) + "\n"
+
+
+def times(ratio: float) -> str:
+    """A ratio to three figures, or whole."""
+    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.3g}x"
 
 
 def _cell(value: float | None) -> str:

@@ -22,6 +22,13 @@ def test_a_part_that_was_never_measured_is_said(tmp_path):
     assert table.count("not measured") == len(headline.PARTS)
 
 
+def test_a_part_that_failed_is_said_to_be_of_an_earlier_run():
+    table = headline.as_markdown(headline.RESULTS, ["decode"])
+    marked = [line for line in table.splitlines() if line.endswith("of an earlier run**")]
+    assert len(marked) == 1
+    assert marked[0].startswith("- decode:")
+
+
 @pytest.fixture
 def args(tmp_path):
     return argparse.Namespace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,18 @@ def test_a_pasted_mask_is_the_mask(
     assert not (want & ~inside).any()
 
 
+@given(sizes, sizes, st.integers(1, 9))
+def test_a_sample_has_every_tile_once_and_blocks_together(
+    height: int, width: int, side: int
+) -> None:
+    rects = tiles_of(height, width, side)
+    found = tiling.sampled(rects, side)
+    assert sorted(found) == rects
+    blocks = [(r // (4 * side), c // (4 * side)) for r, c, _, _ in found]
+    changes = sum(a != b for a, b in pairwise(blocks))
+    assert changes == len(set(blocks)) - 1
+
+
 def test_a_mask_that_is_no_tile_is_refused() -> None:
     mask = TiledMask((64, 64), 32)
     with pytest.raises(InputError, match="does not belong"):
@@ -86,8 +99,8 @@ def test_tiling_asks_each_tile_as_an_image_of_its_own(bundle: Path, scene: Path)
     prompts = [item.prompt for item in picture.items][:2]
     whole = render_scene(int(picture.name.split("-")[1]), 300).image
     with Pipeline.load(bundle) as pipe:
-        masks, took = tile_everything(pipe, picture.image, prompts)
         side = pipe.bundle.manifest.view.view_px
+        masks, took = tile_everything(pipe, picture.image, prompts, side)
         grid = str(pipe.bundle.manifest.budgets["pixel"].global_grid)
         for r0, c0, r1, c1 in tiles_of(300, 300, side)[-2:]:
             for prompt, mask in zip(prompts, masks, strict=True):
@@ -103,8 +116,9 @@ def test_processes_tile_as_one_does(bundle: Path, scene: Path) -> None:
     picture = open_scene(scene)
     prompts = [item.prompt for item in picture.items][:2]
     with Pipeline.load(bundle) as pipe:
-        want, _ = tile_everything(pipe, picture.image, prompts)
-    found = tiling.tile_in_processes((bundle, "ort-cpu", "fp32", 1), picture.image, prompts, 2, "")
+        want, _ = tile_everything(pipe, picture.image, prompts, 100)
+    loaded = bundle, "ort-cpu", "fp32", 1
+    found = tiling.tile_in_processes(loaded, picture.image, prompts, 100, 2, "")
     for one, other in zip(found, want, strict=True):
         assert (one.window(0, 0, 300, 300) == other.window(0, 0, 300, 300)).all()
 
