@@ -24,13 +24,17 @@ from tqdm import tqdm
 
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.peers.big_scenes import make_scene, open_scene
-from geomag_edge.benchmarks.peers.tiling import NEW_TOKENS, PER_LEVEL, one_wording
+from geomag_edge.benchmarks.peers.tiles import NEW_TOKENS
+from geomag_edge.benchmarks.peers.tiling import PER_LEVEL, one_wording
 from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.calibration.datasets import Item
 from geomag_edge.calibration.metrics import mask_iou, mask_overlap
-from geomag_edge.runtime.chain import Stopwatch, Views
+from geomag_edge.manifest import Bundle
+from geomag_edge.runtime.chain import Stopwatch
+from geomag_edge.runtime.engine import open_engine
 from geomag_edge.runtime.masks import MaskMaps, joined_masks
 from geomag_edge.runtime.pipeline import Pipeline
+from geomag_edge.runtime.reference import RecordingEngine
 from geomag_edge.runtime.scene_session import SceneSession
 from geomag_edge.runtime.sweep import coarse_boxes, sweep_boxes, worth_a_look
 
@@ -54,14 +58,16 @@ def main() -> None:
     args = parser.parse_args()
     sides = [int(side) for side in args.sides.split(",")]
     rows: list[dict[str, Any]] = []
-    with Pipeline.load(args.bundle, threads=args.threads) as pipe:
+    bundle = Bundle.open(args.bundle)
+    engine = RecordingEngine(open_engine("ort-cpu", bundle, "fp32", args.threads), llm_calls=0)
+    with Pipeline.load(bundle, engine) as pipe:
         for seed in (int(s) for s in args.seeds.split(",")):
             folder = make_scene(args.scenes / f"{seed}_{args.size}", seed, args.size, PER_LEVEL)
             picture = open_scene(folder, keep_labels=True)
             items = [item for item in one_wording(picture.items) if not item.absent]
             with pipe.open(str(picture.image)) as session:
                 for item in tqdm(items, f"scene {seed}", disable=None):
-                    queries, looked = asked(session, item.prompt)
+                    queries, looked = asked(session, engine, item.prompt)
                     if looked is None:
                         print(f"no [SEG]: {item.prompt}", file=sys.stderr)
                         continue
@@ -121,22 +127,19 @@ def judged(
     return rows
 
 
-def asked(session: SceneSession, prompt: str) -> tuple[Any, MaskMaps | None]:
+def asked(
+    session: SceneSession, engine: RecordingEngine, prompt: str
+) -> tuple[Any, MaskMaps | None]:
     """The answer's mask queries and what it found by itself; None where it has no mask."""
-    chain = session.chain
-    plain = chain.mask_maps
-    found: list[tuple[Any, MaskMaps]] = []
-
-    def remember(views: Views, queries: Any) -> MaskMaps:
-        found.append((queries, plain(views, queries)))
-        return found[-1][1]
-
-    chain.mask_maps = remember  # type: ignore[method-assign]
-    try:
-        session.ask(prompt, "pixel", NEW_TOKENS)
-    finally:
-        chain.mask_maps = plain  # type: ignore[method-assign]
-    return found[0] if found else (None, None)
+    engine.calls.clear()
+    result = session.ask(prompt, "pixel", NEW_TOKENS)
+    calls = [call for call in engine.calls if call.graph == "mask_head"]
+    engine.calls.clear()
+    if not calls:
+        return None, None
+    boxes = np.concatenate([result.view_box[None], result.crop_boxes])
+    queries, found = calls[0].inputs["queries"], calls[0].outputs
+    return queries, MaskMaps(boxes, found["mask_logits"], found["quality"])
 
 
 def _target_px(item: Item, box: NDArray[np.float32], size: tuple[int, int]) -> int:

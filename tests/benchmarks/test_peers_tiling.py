@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from geomag_edge.benchmarks.peers import big_scenes, tiling
 from geomag_edge.benchmarks.peers.big_scenes import make_scene, open_scene
-from geomag_edge.benchmarks.peers.tiling import TiledMask, tile_everything, tiles_of
+from geomag_edge.benchmarks.peers.tiles import (
+    NEW_TOKENS,
+    TiledMask,
+    sampled,
+    tile_everything,
+    tile_in_processes,
+    tiles_of,
+)
 from geomag_edge.calibration.datasets import Item
 from geomag_edge.calibration.metrics import mask_overlap
 from geomag_edge.calibration.rendered import items_of
@@ -55,7 +62,7 @@ def test_a_sample_has_every_tile_once_and_blocks_together(
     height: int, width: int, side: int
 ) -> None:
     rects = tiles_of(height, width, side)
-    found = tiling.sampled(rects, side)
+    found = sampled(rects, side)
     assert sorted(found) == rects
     blocks = [(r // (4 * side), c // (4 * side)) for r, c, _, _ in found]
     changes = sum(a != b for a, b in pairwise(blocks))
@@ -104,7 +111,7 @@ def test_tiling_asks_each_tile_as_an_image_of_its_own(bundle: Path, scene: Path)
         grid = str(pipe.bundle.manifest.budgets["pixel"].global_grid)
         for r0, c0, r1, c1 in tiles_of(300, 300, side)[-2:]:
             for prompt, mask in zip(prompts, masks, strict=True):
-                found = pipe(whole[r0:r1, c0:c1], prompt, grid, tiling.NEW_TOKENS).masks
+                found = pipe(whole[r0:r1, c0:c1], prompt, grid, NEW_TOKENS).masks
                 want = np.zeros((r1 - r0, c1 - c0), bool)
                 for one in found:
                     want |= np.asarray(one)
@@ -118,7 +125,7 @@ def test_processes_tile_as_one_does(bundle: Path, scene: Path) -> None:
     with Pipeline.load(bundle) as pipe:
         want, _ = tile_everything(pipe, picture.image, prompts, 100)
     loaded = bundle, "ort-cpu", "fp32", 1
-    found = tiling.tile_in_processes(loaded, picture.image, prompts, 100, 2, "")
+    found = tile_in_processes(loaded, picture.image, prompts, 100, 2, "")
     for one, other in zip(found, want, strict=True):
         assert (one.window(0, 0, 300, 300) == other.window(0, 0, 300, 300)).all()
 
