@@ -31,6 +31,7 @@ from geomag_edge.calibration.dynamic8 import dynamic_int8
 from geomag_edge.calibration.int4 import as_matmulnbits, as_qdq, quantize_blocks
 from geomag_edge.calibration.linears import find_linears
 from geomag_edge.manifest import Bundle
+from geomag_edge.runtime.ort import inference_session
 
 PROMPT, PAST = 576, 600
 DECODES = 5
@@ -57,10 +58,8 @@ class Form:
     """One form of the graph, bound to a prompt and to one step."""
 
     def __init__(self, path: Path, threads: int):
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
         start = time.perf_counter()
-        self.session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        self.session = inference_session(path, threads)
         self.load_ms = (time.perf_counter() - start) * 1e3
         self.runs = {"prefill": self._bind(PROMPT, 0), "decode": self._bind(1, PAST)}
         self.times: dict[str, list[tuple[float, float]]] = {name: [] for name in self.runs}

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from geomag_edge.budgets import TokenBudget
@@ -28,6 +27,7 @@ from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Bundle, Manifest
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.chain import Chain
+from geomag_edge.runtime.ort import inference_session
 from geomag_edge.runtime.pipeline import Pipeline
 
 from .linears import find_linears
@@ -132,16 +132,8 @@ class ObservedSession:
         model.graph.output.extend(onnx.helper.make_tensor_value_info(n, kind, None) for n in inner)
         self._names = self._outputs + inner
         self._inputs = {name: _dtype(value) for name, value in feeds.items()}
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        folder = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(folder, str(path.parent.resolve()))
-        if threads:
-            options.intra_op_num_threads = threads
         try:
-            self._session = ort.InferenceSession(
-                model.SerializeToString(), options, providers=[self.provider]
-            )
+            self._session = inference_session(model.SerializeToString(), threads, path.parent)
         except Exception as e:
             reason = str(e).strip().splitlines()[0]
             raise EngineError(

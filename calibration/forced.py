@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from geomag_edge.errors import CalibrationError
 from geomag_edge.manifest import Bundle
+from geomag_edge.runtime.ort import inference_session
 
 from .int4 import BlockWeight, last_layers
 from .linears import find_linears
-from .sequences import Spoken, feeds_of, open_graph
+from .sequences import Spoken, feeds_of
 from .switch import SwitchEngine
 
 ENOUGH, LEAST = 64, 2
@@ -56,7 +57,7 @@ class ForcedLlm:
             proto.graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
-        self._session = open_graph(proto, graph.parent, threads)
+        self._session = inference_session(proto.SerializeToString(), threads, graph.parent)
 
     @property
     def products(self) -> int:

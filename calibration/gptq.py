@@ -19,9 +19,11 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from geomag_edge.runtime.ort import inference_session
+
 from .int4 import BlockWeight, block_for, block_weight, quantize_blocks
 from .linears import Linear, find_linears
-from .sequences import Spoken, feeds_of, open_graph
+from .sequences import Spoken, feeds_of
 
 ANSWER = 0.7
 """The answers' share of the weight. On the shipped model, with every layer in 4 bits: logits off by
@@ -110,7 +112,7 @@ def second_moments(
     model.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, kind, None) for name in tensors if name not in have
     )
-    session = open_graph(model, graph.parent, threads)
+    session = inference_session(model.SerializeToString(), threads, graph.parent)
     answered = sum(s.tokens - s.answer for s in spoken)
     before = max(sum(s.answer for s in spoken), 1)
     found: dict[str, NDArray[np.float32]] = {}

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from geomag_edge.errors import InputError
 from geomag_edge.runtime.engine import Session
+from geomag_edge.runtime.ort import inference_session
 
 from .linears import Linear, find_linears
 from .qdq import quantize_linears
@@ -75,13 +75,7 @@ def activation_shapes(path: Path, inputs: Mapping[str, NDArray]) -> dict[str, tu
     wanted = sorted(set(linears.values()) - have)
     kind = onnx.TensorProto.FLOAT
     model.graph.output.extend(onnx.helper.make_tensor_value_info(n, kind, None) for n in wanted)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    folder = "session.model_external_initializers_file_folder_path"
-    options.add_session_config_entry(folder, str(path.parent.resolve()))
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = inference_session(model.SerializeToString(), weights=path.parent)
     names = [value.name for value in session.get_outputs()]
     shapes = {
         n: tuple(v.shape) for n, v in zip(names, session.run(None, dict(inputs)), strict=True)

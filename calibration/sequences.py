@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -67,21 +65,6 @@ def feeds_of(session: ort.InferenceSession, spoken: Spoken) -> dict[str, NDArray
         if port.name.startswith("past_key_values."):
             feeds[port.name] = np.zeros((1, port.shape[1], 0, port.shape[3]), np.float32)
     return feeds
-
-
-def open_graph(
-    model: onnx.ModelProto, folder: Path, threads: int | None = None
-) -> ort.InferenceSession:
-    """A changed graph in ONNX Runtime, its weights left in the folder of the original."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    key = "session.model_external_initializers_file_folder_path"
-    options.add_session_config_entry(key, str(folder.resolve()))
-    if threads:
-        options.intra_op_num_threads = threads
-    return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
 
 
 def to_arrays(spoken: Sequence[Spoken]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from geomag_edge.errors import EngineError
 from geomag_edge.manifest import Bundle
+from geomag_edge.runtime.ort import inference_session
 
 FLAGS = "wide"
 
@@ -117,15 +117,9 @@ class SwitchSession:
             for value in model.graph.input
         }
         engine.switches[graph] = switchable(model)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        folder = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(folder, str(path.parent.resolve()))
-        if engine.threads:
-            options.intra_op_num_threads = engine.threads
         try:
-            self._session = ort.InferenceSession(
-                model.SerializeToString(), options, providers=[self.provider]
+            self._session = inference_session(
+                model.SerializeToString(), engine.threads, path.parent
             )
         except Exception as e:
             reason = str(e).strip().splitlines()[0]

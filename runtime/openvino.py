@@ -3,11 +3,13 @@
 A graph's arithmetic is told to OpenVINO, never left to its default, which is bfloat16 wherever the
 CPU has it: float32 keeps a bundle's answers, and bfloat16 is asked for by the precision `bf16`. In
 an int8 graph, what is not quantised stays in float32, so that quantisation's loss, which the gate
-has judged, is the only one, unless `int8+bf16` is asked for.
+has judged, is the only one, unless `int8+bf16` is asked for. Integer products are exact on every
+CPU: where OpenVINO's would saturate, its Q/DQ are computed as what they say, in floats.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,19 @@ from typing import Any
 import numpy as np
 
 from geomag_edge.errors import EngineError, MissingExtraError
+from geomag_edge.graphs import ENCODER
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engine import graph_set
+from geomag_edge.runtime.exact import PROBE, integer_error, mentions
 
 BF16_GRAPHS = frozenset({"encoder", "llm", "mask_head"})
 """What `bf16` runs in bfloat16. The others stay in float32: crops must be the exact ones, an
 embedding is a look-up, and the projector is 1 % of the time but reads positions as sines of large
 angles, which bfloat16 got 5 % wrong."""
+
+
+WITHOUT_INTEGERS = {"LP_TRANSFORMS_MODE": False}
+"""Leaves Q/DQ as they stand in the file. Without VNNI that takes hardly longer than integers."""
 
 
 class OpenVinoEngine:
@@ -51,9 +59,12 @@ class OpenVinoEngine:
         self._core = openvino.Core()
         self._in_bf16 = graph_set(bundle, precision) != precision
         if self._in_bf16:
+            bundle.record(ENCODER.name, graph_set(bundle, precision))  # refused on every CPU alike
             able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             if "BF16" not in able:
-                raise EngineError("this CPU has no bfloat16: use --precision fp32")
+                raise EngineError(
+                    f"this CPU has no bfloat16: use --precision {graph_set(bundle, precision)}"
+                )
 
     def session(self, graph: str) -> OpenVinoSession:
         """Opens one graph, its files checked first."""
@@ -89,7 +100,11 @@ class OpenVinoSession:
             "PERFORMANCE_HINT": "LATENCY",
             # Bound to cores, all processes of N threads would share the first N and leave the rest.
             "ENABLE_CPU_PINNING": False,
+            # Where the CPU is able to, OpenVINO would round the activations before narrow weights.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
+        if mentions(path, b"QuantizeLinear") and saturates():
+            settings |= WITHOUT_INTEGERS
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
@@ -139,6 +154,17 @@ class OpenVinoSession:
     def close(self) -> None:
         """Drops the request and the model, and with them their memory."""
         del self._request, self._compiled
+
+
+@functools.cache
+def saturates() -> bool:
+    """Whether OpenVINO's integer products are cut to 16 bits on this CPU, found by trying: so it
+    is without VNNI, and with oneDNN held to fewer instruction sets than the CPU has."""
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(PROBE), "CPU", {"INFERENCE_NUM_THREADS": 1})
+    return integer_error(lambda x: compiled({"x": x})[0]) > 0
 
 
 def _least_shape(shape: Any) -> Any:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from geomag_edge.errors import EngineError, GeoMagError
 from geomag_edge.manifest import Bundle
+from geomag_edge.runtime.exact import mentions
 
 _NUMPY = {
     "tensor(float)": np.float32,
@@ -36,6 +37,46 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, as_requested)
 
 
+def inference_session(
+    model: Path | bytes,
+    threads: int | None = None,
+    weights: Path | None = None,
+    share_arena: bool = False,
+) -> ort.InferenceSession:
+    """An ONNX Runtime session on the CPU whose integer products are exact on every CPU.
+
+    Without VNNI, ONNX Runtime adds pairs of u8 x s8 products in 16 bits, which saturate: an int8
+    layer is up to half wrong on such a CPU and right on another. `session.x64quantprecision` turns
+    weights to u8 there (and only there), whose kernel adds in 32 bits.
+
+    Args:
+        model: a file, or a serialised model.
+        threads: CPU threads; None leaves it to ONNX Runtime.
+        weights: folder of a serialised model's external weights.
+        share_arena: take memory from the one arena that all of a chain's graphs share.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # warnings about shapes would drown the one-line errors
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if weights is not None:
+        key = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(key, str(weights.resolve()))
+    if share_arena:
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    if threads:
+        options.intra_op_num_threads = threads
+    # This pass gives weights in blocks a zero point of a rank that their kernel then refuses; what
+    # it does for the other layers, the one behind `x64quantprecision` does as well.
+    without = ["QDQS8ToU8Transformer"] if mentions(model, b"block_size") else []
+    return ort.InferenceSession(
+        model if isinstance(model, bytes) else str(model),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=without,
+    )
+
+
 class OrtEngine:
     """Opens a bundle's graphs as ONNX Runtime sessions on the CPU."""
 
@@ -55,20 +96,9 @@ class OrtEngine:
 class OrtSession:
     """One ONNX Runtime session."""
 
-    def __init__(
-        self,
-        path: Path,
-        threads: int | None = None,
-        providers: tuple[str, ...] = ("CPUExecutionProvider",),
-    ):
-        _share_arena()
-        options = ort.SessionOptions()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        options.log_severity_level = 3  # warnings about shapes would drown the one-line errors
-        if threads:
-            options.intra_op_num_threads = threads
+    def __init__(self, path: Path, threads: int | None = None):
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=list(providers))
+            self._session = inference_session(path, threads, share_arena=True)
         except Exception as e:
             reason = str(e).strip().splitlines()[0]
             raise EngineError(f"ONNX Runtime cannot load {path.name}: {reason}") from e

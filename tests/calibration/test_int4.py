@@ -19,6 +19,7 @@ from geomag_edge.calibration.int4 import (
 )
 from geomag_edge.calibration.linears import find_linears
 from geomag_edge.errors import InputError
+from geomag_edge.runtime.ort import inference_session
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def weights(llm):
 def opened(model, folder, name):
     path = folder / f"{name}.onnx"
     ir.save(model, path, external_data=f"{path.name}.data")
-    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]), path
+    return inference_session(path), path
 
 
 def prompt(session, steps=5):

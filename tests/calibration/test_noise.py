@@ -2,7 +2,6 @@
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -10,6 +9,7 @@ from geomag_edge.calibration.noise import predicted_noise
 from geomag_edge.calibration.qdq import quantize_linears
 from geomag_edge.calibration.ranges import Histogram
 from geomag_edge.calibration.scales import Channels, GraphScales, TensorScale
+from geomag_edge.runtime.ort import inference_session
 
 
 def layer(op, weight, **attributes):
@@ -25,7 +25,7 @@ def layer(op, weight, **attributes):
 
 
 def run(model, x):
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, {"x": x})[0]
+    return inference_session(ir.to_proto(model).SerializeToString()).run(None, {"x": x})[0]
 
 
 LAYERS = {
