@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from geomag_edge.runtime.remembered import machine as hardware
+from geomag_edge.runtime.machine import machine as hardware
 
 SYSTEM = Path("/")
 PACKAGES = ("geomag-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch",
@@ -32,12 +32,11 @@ def machine(
         packages: whose versions to record, those that are installed.
         root: where Linux's files are; another folder in tests.
     """
-    return hardware() | {
+    return hardware(root) | {
         "threads": threads,
         "memory_gb": _memory_gb(root),
         "clocks_mhz": _clocks(root),
         "governor": _first_line(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "power_mode": _power_mode(root),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -58,7 +57,11 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 def described(record: dict[str, Any]) -> str:
     """One line for the head of a table."""
-    parts = [record["cpu"], f"{record['cores']} cores"]
+    # Results of before they were named lack them.
+    sets = " ".join(record.get("instruction_sets", [])) or "instruction sets unknown"
+    parts = [f"{record['cpu']} ({sets})", f"{record['cores']} cores"]
+    if record.get("quota"):
+        parts.append(f"quota of {record['quota']:g}")
     if record["threads"]:
         parts.append(f"{record['threads']} thread{'s' if record['threads'] > 1 else ''} a graph")
     parts += [g.partition(":")[2].strip() for g in record["gpus"]]
@@ -130,9 +133,3 @@ def _clocks(root: Path) -> dict[str, float] | None:
         return None
     listed = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", text, re.MULTILINE)]
     return {"lowest": min(listed), "highest": max(listed)} if listed else None
-
-
-def _power_mode(root: Path) -> str | None:
-    """A Jetson's `nvpmodel` mode, from the file that it leaves its choice in."""
-    line = _first_line(root / "var/lib/nvpmodel/status")
-    return line.partition(":")[2] or line if line else None

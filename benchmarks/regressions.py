@@ -75,7 +75,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
             f"{fewest} rounds are too few to tell noise from a change: bench with --rounds "
             f"{ENOUGH_ROUNDS} or more"
         )
-    for name in ("cpu", "cores", "threads", "governor", "power_mode"):
+    for name in ("cpu", "instruction_sets", "quota", "cores", "threads", "governor", "power_mode"):
         a, b = before["machine"].get(name), after["machine"].get(name)
         if a != b:
             notes.append(f"{name}: {a} -> {b}")

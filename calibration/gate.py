@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from geomag_edge.errors import DatasetError, InputError
+from geomag_edge.runtime.machine import instruction_sets
 
 from .compare import Comparison, compare
 from .report import Report
@@ -74,6 +75,9 @@ class Verdict:
         identical: share of answers that are the same to the last digit.
         changed: up to ten questions that are answered otherwise now.
         reasons: what failed, in plain words.
+        instruction_sets: of the CPU that ran it.
+        exact_integers: whether that engine's int8 was tried there and found exact; None for an
+            engine that cannot tell.
     """
 
     ok: bool
@@ -88,6 +92,8 @@ class Verdict:
     gate: Gate
     changed: list[dict[str, str]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    instruction_sets: list[str] = field(default_factory=instruction_sets)
+    exact_integers: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The form kept in the manifest."""

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from geomag_edge.runtime.engine import Session
+
 PROBE = Path(__file__).with_name("int8_probe.onnx")
 """`x` f32[16,64] -> Q/DQ in steps of 0.01 -> MatMul with int8 weights of 127 * 0.01 [64,64] -> `y`
 f32[16,64], in standard ONNX; its test makes it anew."""
@@ -42,3 +44,11 @@ def integer_error(run: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> 
     right = 64 * LARGEST * LARGEST
     error = np.abs(run(np.full((16, 64), LARGEST, np.float32)) - right).max() / right
     return 0.0 if error < 1e-5 else float(error)
+
+
+def is_exact(session: Session) -> bool:
+    """Whether an open session of `PROBE` computes it exactly; closes it."""
+    try:
+        return integer_error(lambda x: session.run({"x": x})["y"]) == 0
+    finally:
+        session.close()

@@ -20,7 +20,7 @@ from geomag_edge.errors import EngineError, MissingExtraError
 from geomag_edge.graphs import ENCODER
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engine import graph_set
-from geomag_edge.runtime.exact import PROBE, integer_error, mentions
+from geomag_edge.runtime.exact import PROBE, integer_error, is_exact, mentions
 
 BF16_GRAPHS = frozenset({"encoder", "llm", "mask_head"})
 """What `bf16` runs in bfloat16. The others stay in float32: crops must be the exact ones, an
@@ -76,6 +76,11 @@ class OpenVinoEngine:
         stored = graph_set(self.bundle, self.precision)
         path = self.bundle.graph(graph, stored, "openvino")
         return OpenVinoSession(self._core, path, arithmetic, self.threads)
+
+    @functools.cached_property
+    def exact_integers(self) -> bool:
+        """Whether int8 is computed exactly on this CPU, found by trying."""
+        return is_exact(OpenVinoSession(self._core, PROBE, "f32", threads=1))
 
     def close(self) -> None:
         """Nothing is held beyond the sessions."""

@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from geomag_edge.errors import EngineError, GeoMagError
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.exact import mentions
+from geomag_edge.runtime.exact import PROBE, is_exact, mentions
 
 _NUMPY = {
     "tensor(float)": np.float32,
@@ -88,6 +88,11 @@ class OrtEngine:
     def session(self, graph: str) -> OrtSession:
         """Opens one graph, its files checked first."""
         return OrtSession(self.bundle.graph(graph, self.precision, "onnxruntime"), self.threads)
+
+    @functools.cached_property
+    def exact_integers(self) -> bool:
+        """Whether int8 is computed exactly on this CPU, found by trying."""
+        return is_exact(OrtSession(PROBE, threads=1))
 
     def close(self) -> None:
         """Nothing is held beyond the sessions."""

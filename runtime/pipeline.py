@@ -13,6 +13,7 @@ from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.deadline import Deadline
 from geomag_edge.runtime.engine import Engine, default_precision, open_engine
+from geomag_edge.runtime.judged import judged_elsewhere
 from geomag_edge.runtime.planner import Planner, check_latency
 from geomag_edge.runtime.scene import Scene
 from geomag_edge.runtime.scene_session import Result, SceneSession
@@ -38,6 +39,7 @@ class Pipeline:
         self.bundle, self.chain = bundle, chain
         self.threads, self.latency_ms = threads, latency_ms
         self._planner: Planner | None = None
+        self._judged_elsewhere = judged_elsewhere(bundle.manifest, chain.engine)
 
     @classmethod
     def load(
@@ -103,7 +105,8 @@ class Pipeline:
         """
         scene = Scene.open(image, bands, value_range)
         # What an engine has to say about itself goes with every answer, before the image's notes.
-        scene.notes = (*getattr(self.chain.engine, "notes", ()), *scene.notes)
+        own = (self._judged_elsewhere,) if self._judged_elsewhere else ()
+        scene.notes = (*getattr(self.chain.engine, "notes", ()), *own, *scene.notes)
         return SceneSession(self.chain, scene)
 
     def __call__(

@@ -26,11 +26,12 @@ from geomag_edge.runtime.engine import graph_sets
 from geomag_edge.runtime.feeds import prompt_feeds, step_feeds
 from geomag_edge.runtime.frontier import candidates
 from geomag_edge.runtime.latency import LatencyModel, fitted
+from geomag_edge.runtime.machine import machine
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.runtime.remembered import (
     FORMAT_VERSION,
     cache_folder,
-    machine,
+    engines_of,
     recall,
     remember,
     versions,
@@ -96,6 +97,7 @@ def conditions(pipe: Pipeline, threads: int | None) -> dict[str, Any]:
         "format": FORMAT_VERSION,
         "graph_sha256": {name: bundle.manifest.files[name] for name in sorted(files)},
         "engine": engine.name,
+        "engines": engines_of(bundle),
         "precision": engine.precision,
         "providers": {name: pipe.chain.sessions[name].provider for name in CHAIN},
         "threads": threads,

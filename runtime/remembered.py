@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from geomag_edge import __version__
-from geomag_edge.manifest import Bundle
+from geomag_edge.manifest import Bundle, sha256_of
+from geomag_edge.runtime.machine import machine
 
 FORMAT_VERSION = 1
 
-PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13")
+PACKAGES = (
+    "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13",
+    "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc",
+)  # fmt: skip
 """Whose versions decide how fast a graph runs."""
 
 
@@ -38,22 +41,6 @@ def cache_folder() -> Path:
     else:
         base = Path.home() / ".cache"
     return base / "geomag-edge" / "engines"
-
-
-def machine() -> dict[str, Any]:
-    """What of this machine decides a graph's speed: CPU, usable cores, board and GPUs."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    affinity = getattr(os, "sched_getaffinity", None)
-    board = Path("/proc/device-tree/model")
-    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "board": board.read_text().strip("\0\n") if board.exists() else None,
-        "gpus": [line for g in gpus for line in g.read_text().splitlines() if "Model" in line],
-    }
 
 
 def versions() -> dict[str, str]:
@@ -94,11 +81,18 @@ def conditions(
         "format": FORMAT_VERSION,
         "graph_sha256": {name: hashes[name] for name in files},
         "reference_sha256": hashes.get("reference/arrays.npz"),
+        "engines": engines_of(bundle),
         "candidates": list(candidates),
         "threads": threads,
         "versions": versions(),
         "machine": machine(),
     }
+
+
+def engines_of(bundle: Bundle) -> dict[str, str]:
+    """sha256 of the report of every build in a bundle: what is built later is a new candidate."""
+    reports = sorted(bundle.root.glob("engines/*/*/build.json"))
+    return {str(path.relative_to(bundle.root)): sha256_of(path) for path in reports}
 
 
 def place(graph: str, precision: str, measured_under: dict[str, Any]) -> Path:

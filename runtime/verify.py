@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from geomag_edge.graphs import CHAIN, Tolerance
 from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.engine import Session
+from geomag_edge.runtime.machine import instruction_sets
 from geomag_edge.runtime.masks import mask_iou
 from geomag_edge.runtime.reference import Call, Sample
 from geomag_edge.runtime.scene import Scene
@@ -66,12 +67,13 @@ class ChainDrift:
 
 @dataclass
 class Report:
-    """The outcome of a verification."""
+    """The outcome of a verification; `instruction_sets` are the CPU's that it ran on."""
 
     engine: str
     precision: str
     providers: dict[str, str]
     tolerance: Tolerance
+    instruction_sets: list[str] = field(default_factory=instruction_sets)
     graphs: list[Drift] = field(default_factory=list)
     chain: list[ChainDrift] = field(default_factory=list)
 

@@ -133,6 +133,8 @@ def parity_table(report: dict[str, Any]) -> str:
         if report["ok"]
         else f"{report['engine']} {report['precision']}: PAST TOLERANCE. {report['first_drift']}"
     )
+    if sets := report.get("instruction_sets"):
+        verdict += f"; CPU with {' '.join(sets)}"
     return "\n".join(
         [
             table(

@@ -29,6 +29,7 @@ def execute(args: argparse.Namespace) -> None:
         print_json(facts)
         return
     print(f"machine   {facts['machine']}, {facts['cpus']} CPUs, Python {facts['python']}")
+    print(f"CPU       {facts['cpu']}")
     print(f"PscCrop   {facts['psc_crop']}")
     print(f"GPU       {facts['gpu']}")
     print()
@@ -50,6 +51,7 @@ def examine() -> dict[str, Any]:
     return {
         "machine": platform.platform(),
         "cpus": os.cpu_count(),
+        "cpu": _cpu(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "psc_crop": _psc_crop(),
@@ -58,6 +60,15 @@ def examine() -> dict[str, Any]:
         "auto": everything(),
         "auto_folder": str(cache_folder()),
     }
+
+
+def _cpu() -> str:
+    from geomag_edge.runtime.machine import machine
+
+    found = machine()
+    sets = " ".join(found["instruction_sets"]) or "instruction sets unknown"
+    share = f", a quota of {found['quota']:g} cores" if found["quota"] else ""
+    return f"{found['cpu']} ({sets}){share}"
 
 
 def _version(name: str) -> str:
@@ -88,7 +99,11 @@ def _ort() -> dict[str, Any]:
         return {"engine": "ort-cpu", "works": False, "detail": f"{e}; pip install onnxruntime"}
     providers = ort.get_available_providers()
     works = "CPUExecutionProvider" in providers
-    return {"engine": "ort-cpu", "works": works, "detail": ", ".join(providers)}
+    from geomag_edge.runtime.exact import PROBE, is_exact
+    from geomag_edge.runtime.ort import OrtSession
+
+    detail = f"{', '.join(providers)}; {_int8(is_exact(OrtSession(PROBE, 1)))}"
+    return {"engine": "ort-cpu", "works": works, "detail": detail}
 
 
 def _openvino() -> dict[str, Any]:
@@ -97,12 +112,21 @@ def _openvino() -> dict[str, Any]:
     except ImportError:
         detail = 'not installed: pip install "geomag-edge[openvino]"'
         return {"engine": "openvino", "works": False, "detail": detail}
+    from geomag_edge.runtime.exact import PROBE, is_exact
+    from geomag_edge.runtime.openvino import OpenVinoSession, saturates
+
     try:
         able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        exact = _int8(is_exact(OpenVinoSession(openvino.Core(), PROBE, "f32", 1)))
+        exact += " as float: this CPU adds its bytes in 16 bits" if saturates() else ""
     except Exception as e:
         return {"engine": "openvino", "works": False, "detail": str(e).strip().splitlines()[-1]}
     form = "bf16 too" if "BF16" in able else "no bf16 on this CPU"
-    return {"engine": "openvino", "works": True, "detail": f"CPU, {form}"}
+    return {"engine": "openvino", "works": True, "detail": f"CPU, {form}; {exact}"}
+
+
+def _int8(exact: bool) -> str:
+    return "int8 exact" if exact else "int8 NOT exact on this CPU"
 
 
 def _remembered_row(record: dict[str, Any]) -> tuple[Any, ...]:

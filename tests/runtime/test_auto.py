@@ -14,10 +14,10 @@ from geomag_edge.cli import main
 from geomag_edge.errors import BundleError, EngineError, MissingExtraError
 from geomag_edge.graphs import CHAIN, TOLERANCES
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime import auto, remembered
-from geomag_edge.runtime.auto import (
+from geomag_edge.runtime import auto, choice, remembered
+from geomag_edge.runtime.auto import AutoEngine
+from geomag_edge.runtime.choice import (
     ANSWER_TOKENS,
-    AutoEngine,
     Choice,
     Measured,
     choose,
@@ -284,7 +284,9 @@ def test_anew_measures_what_is_remembered(bundle, cache, measured):
     assert measured == [*CHAIN] * 2
 
 
-@pytest.mark.parametrize("what", ["threads", "version", "cpu", "candidates", "graph"])
+@pytest.mark.parametrize(
+    "what", ["threads", "version", "cpu", "quota", "candidates", "graph", "build"]
+)
 def test_whatever_the_choice_depends_on_makes_it_be_measured_anew(
     bundle, cache, measured, monkeypatch, tmp_path, what
 ):
@@ -294,9 +296,14 @@ def test_whatever_the_choice_depends_on_makes_it_be_measured_anew(
         threads = 1
     elif what == "version":
         monkeypatch.setattr(remembered, "versions", lambda: {"openvino": "1999.1"})
-    elif what == "cpu":
+    elif what in ("cpu", "quota"):
         found = remembered.machine()
-        monkeypatch.setattr(remembered, "machine", lambda: found | {"cpu": "another"})
+        monkeypatch.setattr(remembered, "machine", lambda: found | {what: "another"})
+    elif what == "build":  # engines that were built later compete, too
+        bundle = shutil.copytree(bundle, tmp_path / "built")
+        report = bundle / "engines/orin/fp16/build.json"
+        report.parent.mkdir(parents=True)
+        report.write_text("{}")
     elif what == "candidates":
         settings["candidates"] = ("openvino", "ort-cpu")
     else:
@@ -351,7 +358,7 @@ def test_a_precision_that_the_bundle_lacks_is_named(bundle, cache):
 @pytest.fixture
 def quick(monkeypatch):
     """One round of each timing: these tests look at answers, not at times."""
-    monkeypatch.setattr(auto, "ROUNDS", (1, 1))
+    monkeypatch.setattr(choice, "ROUNDS", (1, 1))
 
 
 def test_auto_answers_as_the_embedded_engine_and_names_what_ran_each_graph(
@@ -472,3 +479,80 @@ def test_with_precision_auto_every_precision_competes_and_the_llm_may_be_split(
     np.testing.assert_array_equal(got.crop_boxes, expected.crop_boxes)
     assert len(got.masks) == len(expected.masks) >= 1
     engine.close()
+
+
+@pytest.fixture
+def three_precisions(bundle, tmp_path):
+    """(answers that each lost) -> a trained bundle with an encoder of its own in int8, an LLM of its
+    own in int4-llm, and all else as in fp32."""
+
+    def make(lost):
+        root = shutil.copytree(bundle, tmp_path / "three")
+        manifest = json.loads((root / "bundle.json").read_text())
+        manifest["untrained"] = []
+        for precision, graph in (("int8", "encoder"), ("int4-llm", "llm")):
+            name = f"onnx/{precision}/{graph}.onnx"
+            (root / name).parent.mkdir()
+            text = (root / f"onnx/fp32/{graph}.onnx").read_bytes() + b"\x9a\x01\x00"
+            (root / name).write_bytes(text)
+            manifest["files"][name] = remembered_sha(root / name)
+            records = json.loads(json.dumps(manifest["graphs"]["fp32"]))
+            records[graph] |= {"file": name, "data": []}
+            manifest["graphs"][precision] = records
+            manifest["accuracy"][precision] = {
+                "gate": {
+                    "ort-cpu": {
+                        "ok": True, "agreement": 1 - lost / 288, "masks": {"points": 0.1},
+                        "gate": {"min_agreement": 0.99, "max_miou_drop": 0.5},
+                        "instruction_sets": [], "exact_integers": True,
+                    }
+                }
+            }  # fmt: skip
+        (root / "bundle.json").write_text(json.dumps(manifest))
+        return root
+
+    return make
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_precisions_are_mixed_only_where_their_losses_leave_room(
+    three_precisions, cache, monkeypatch, lost
+):
+    pace = {("encoder", "int8"): 1.0, ("llm", "int4-llm"): 4.0}
+
+    def fake(graph, candidates, calls, tolerance, layers):
+        measured = tuple(
+            measurement(form, pace.get((graph, form.partition("/")[2]), 9.0)) for form in candidates
+        )
+        return Choice(graph, measured[0].engine, "work", measured, {})
+
+    monkeypatch.setattr(auto, "choose", fake)
+    bundle = Bundle.open(three_precisions(lost))
+    engine = AutoEngine(bundle, "auto", 1, candidates=("ort-cpu",))
+    chosen = {graph: choice.engine for graph, choice in engine.choices.items()}
+    assert chosen["encoder"] == "ort-cpu/int8"  # gains 8 ms where int4-llm gains 5
+    assert chosen["mask_head"] == "ort-cpu/fp32"
+    if lost == 1:
+        assert chosen["llm"] == "ort-cpu/int4-llm"
+        assert engine.notes == []
+    else:
+        assert chosen["llm"] == "ort-cpu/fp32"
+        [note] = engine.notes
+        assert note.startswith("auto passed int4-llm over for llm, where it is faster")
+    again = AutoEngine(bundle, "auto", 1, candidates=("ort-cpu",))  # remembered, and weighed again
+    assert {graph: choice.engine for graph, choice in again.choices.items()} == chosen
+    assert again.notes == engine.notes
+
+
+def test_bfloat16_which_no_gate_saw_is_left_out_of_a_trained_models_mixture(
+    three_precisions, cache, monkeypatch
+):
+    def fake(graph, candidates, calls, tolerance, layers):
+        measured = tuple(measurement(f, 1.0 if "bf16" in f else 5.0) for f in candidates)
+        return Choice(graph, measured[0].engine, "work", measured, {})
+
+    monkeypatch.setattr(auto, "choose", fake)
+    bundle = Bundle.open(three_precisions(1))
+    engine = AutoEngine(bundle, "auto", 1, candidates=("ort-cpu", "openvino"))
+    assert not any("bf16" in choice.engine for choice in engine.choices.values())
+    assert any(note.startswith("auto passed bf16 over") for note in engine.notes)

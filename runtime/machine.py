@@ -1,4 +1,4 @@
-"""What of this machine's processor decides answers and times: instruction sets, cores, quota.
+"""What of this machine decides answers and times: processor, its instruction sets, quota, GPUs.
 
 Read from Linux's own files; elsewhere nothing is found, and nothing is guessed.
 """
@@ -6,7 +6,9 @@ Read from Linux's own files; elsewhere nothing is found, and nothing is guessed.
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
+from typing import Any
 
 SYSTEM = Path("/")
 
@@ -17,18 +19,36 @@ INSTRUCTION_SETS = (
 """Flags, as Linux spells them, of what kernels for matrices choose by."""
 
 
+def machine(root: Path = SYSTEM) -> dict[str, Any]:
+    """The record that measurements and verdicts carry.
+
+    Args:
+        root: where Linux's files are; another folder in tests.
+    """
+    lines = _lines(root / "proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    board = _first_line(root / "proc/device-tree/model")
+    gpus = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "instruction_sets": instruction_sets(root),
+        "cores": cores(),
+        "quota": quota(root),
+        "board": board,
+        "power_mode": power_mode(root),
+        "gpus": [line for gpu in gpus for line in _lines(gpu) if "Model" in line],
+        "driver": _first_line(root / "proc/driver/nvidia/version"),
+    }
+
+
 def instruction_sets(root: Path = SYSTEM) -> list[str]:
     """Those of `INSTRUCTION_SETS` that this CPU has, in that order.
 
     Args:
         root: where Linux's files are; another folder in tests.
     """
-    try:
-        lines = (root / "proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
     flags: set[str] = set()
-    for line in lines:
+    for line in _lines(root / "proc/cpuinfo"):
         name, _, value = line.partition(":")
         if name.strip() in ("flags", "Features"):
             flags.update(value.split())
@@ -52,7 +72,7 @@ def quota(root: Path = SYSTEM) -> float | None:
     """
     found = []
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, group = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
         if not controllers:  # version 2: one file holds both numbers
             base, read = root / "sys/fs/cgroup", _quota_of_v2
         elif "cpu" in controllers.split(","):
@@ -68,13 +88,20 @@ def quota(root: Path = SYSTEM) -> float | None:
     return min(found, default=None)
 
 
+def power_mode(root: Path = SYSTEM) -> str | None:
+    """A Jetson's `nvpmodel` mode, from the file that it leaves its choice in."""
+    line = _first_line(root / "var/lib/nvpmodel/status")
+    return line.partition(":")[2] or line if line else None
+
+
 def _quota_of_v2(folder: Path) -> float | None:
     return _share(*(" ".join(_lines(folder / "cpu.max")).split() or ["max", "0"])[:2])
 
 
 def _quota_of_v1(folder: Path) -> float | None:
     return _share(
-        " ".join(_lines(folder / "cpu.cfs_quota_us")), " ".join(_lines(folder / "cpu.cfs_period_us"))
+        " ".join(_lines(folder / "cpu.cfs_quota_us")),
+        " ".join(_lines(folder / "cpu.cfs_period_us")),
     )
 
 
@@ -84,6 +111,10 @@ def _share(quota_us: str, period_us: str = "100000") -> float | None:
     except ValueError:  # "max"
         return None
     return used / period if used > 0 and period > 0 else None
+
+
+def _first_line(path: Path) -> str | None:
+    return next((line.strip("\0\n ") for line in _lines(path)), None)
 
 
 def _lines(path: Path) -> list[str]:
