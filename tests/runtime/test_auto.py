@@ -483,8 +483,8 @@ def test_with_precision_auto_every_precision_competes_and_the_llm_may_be_split(
 
 @pytest.fixture
 def three_precisions(bundle, tmp_path):
-    """(answers that each lost) -> a trained bundle with an encoder of its own in int8, an LLM of its
-    own in int4-llm, and all else as in fp32."""
+    """(answers that each lost) -> a trained bundle: in int8 the encoder is another, in int4-llm the
+    LLM, all else is as in fp32."""
 
     def make(lost):
         root = shutil.copytree(bundle, tmp_path / "three")
