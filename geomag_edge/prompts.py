@@ -7,13 +7,15 @@ Markup in answers:
     <box>v:x0,y0,x1,y1</box>    one box inside view v (0 = the whole, 1.. = the crops in order), in
                                 thousandths of that view's side, so small things keep precision.
     [SEG]<box>...</box>         the same object, as a mask and as a box.
+
+A prompt is words: a box in it names a place, and all other markup is read letter by letter.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from geomag_edge.errors import BundleError, PromptError
+from geomag_edge.spelling import FORMS, form_of_vocabulary, spelt
 from geomag_edge.views import global_box, image_to_view, view_to_image
 
 SEG_TOKEN = "[SEG]"
@@ -41,6 +44,8 @@ class PromptSettings:
         psc_context: longest prompt of the PSC tower, in ids.
         psc_pad_to: PSC ids are padded to this length, or None.
         psc_pad_id: the id used for that.
+        text_form, psc_text_form: how each tower's text is spelt, one of `spelling.FORMS`; None
+            where bundles do not say so yet, `PromptCoder` then tells it from the tokenizers.
     """
 
     template: str
@@ -51,10 +56,21 @@ class PromptSettings:
     psc_context: int
     psc_pad_to: int | None = None
     psc_pad_id: int = 0
+    text_form: str | None = None
+    psc_text_form: str | None = None
+
+    def __post_init__(self) -> None:
+        for form in (self.text_form, self.psc_text_form):
+            if form is not None and form not in FORMS:
+                raise BundleError(
+                    f"text form {form!r} is unknown: this program spells {', '.join(FORMS)}"
+                )
 
     def to_json(self) -> dict:
         """The manifest's form."""
-        return asdict(self) | {"eos_token_ids": list(self.eos_token_ids)}
+        data = asdict(self) | {"eos_token_ids": list(self.eos_token_ids)}
+        undeclared = [key for key in ("text_form", "psc_text_form") if data[key] is None]
+        return {key: value for key, value in data.items() if key not in undeclared}
 
     @classmethod
     def from_json(cls, data: dict) -> PromptSettings:
@@ -72,14 +88,24 @@ class PromptSettings:
             psc_context=int(data["psc_context"]),
             psc_pad_to=perhaps("psc_pad_to"),
             psc_pad_id=int(data["psc_pad_id"]),
+            text_form=data.get("text_form"),
+            psc_text_form=data.get("psc_text_form"),
         )
 
 
 class PromptCoder:
-    """Prompts -> ids for the LLM and for PSC; ids -> text."""
+    """Prompts -> ids for the LLM and for PSC; ids -> text.
+
+    `settings` always says how the towers' texts are spelt.
+    """
 
     def __init__(self, settings: PromptSettings, text: Tokenizer, psc: Tokenizer):
-        self.settings, self.text, self.psc = settings, text, psc
+        self.text, self.psc = text, psc
+        self.settings = replace(
+            settings,
+            text_form=settings.text_form or form_of_vocabulary(text, settings.template),
+            psc_text_form=settings.psc_text_form or _psc_form(settings, psc),
+        )
         for part in (IMAGE_TOKEN, "{prompt}"):
             if settings.template.count(part) != 1:
                 raise BundleError(f"the prompt template must hold {part} exactly once")
@@ -98,8 +124,6 @@ class PromptCoder:
         if not isinstance(prompt, str):
             raise PromptError(f"a prompt must be text, got {type(prompt).__name__}")
         prompt = prompt.strip()
-        if not prompt:
-            raise PromptError("the prompt is empty: say what to look for")
         if len(prompt) > MAX_PROMPT_CHARS:
             raise PromptError(
                 f"the prompt has {len(prompt)} characters, the limit is {MAX_PROMPT_CHARS}"
@@ -110,12 +134,14 @@ class PromptCoder:
             raise PromptError(
                 f"the prompt is not valid text at character {e.start + 1}: give it in UTF-8"
             ) from e
+        if not spelt(prompt, "cased").strip():
+            raise PromptError("the prompt is empty: say what to look for")
         return prompt
 
     def around_image(self, prompt: str) -> tuple[list[int], list[int]]:
-        """Ids before and after the visual tokens.
+        """Ids before and after the visual tokens, the prompt spelt as the LLM was trained.
 
-        The prompt is read as plain text: `[SEG]` or `<image>` in it are words, not commands.
+        `[SEG]` or `<image>` in the prompt are words, not commands.
         """
         before, after = self.settings.template.split(IMAGE_TOKEN)
         head, tail = self._fill(before, prompt), self._fill(after, prompt)
@@ -128,10 +154,16 @@ class PromptCoder:
         self.text.encode_special_tokens = False
         return self.text.encode(text, add_special_tokens=False).ids if text else []
 
+    def prefix_ids(self, prefix: str) -> list[int]:
+        """Ids of an answer's forced start: its words spelt as the LLM's, its markup kept."""
+        return self.markup_ids(_spelt_around(_MARKUP, prefix, str(self.settings.text_form)))
+
     def psc_ids(self, prompt: str) -> tuple[NDArray[np.int64], bool]:
-        """Ids [1,L] for the PSC tower, and whether the prompt had to be cut to its context."""
+        """Ids [1,L] for the PSC tower, the prompt spelt as that tower was trained, and whether it
+        had to be cut to its context."""
         self.psc.encode_special_tokens = True
-        ids = self.psc.encode(prompt).ids
+        form = str(self.settings.psc_text_form)
+        ids = self.psc.encode(spelt_prompt(prompt, form) or spelt_prompt(prompt, "lower")).ids
         limit = self.settings.psc_context
         cut = len(ids) > limit
         if cut:
@@ -147,7 +179,12 @@ class PromptCoder:
         if not slot:
             return self.markup_ids(lead)
         self.text.encode_special_tokens = True
-        plain = self.text.encode(prompt, add_special_tokens=False).ids
+        words = spelt_prompt(prompt, str(self.settings.text_form))
+        plain = self.text.encode(words, add_special_tokens=False).ids
+        if {self.settings.seg_token_id, self.text.token_to_id(IMAGE_TOKEN)} & {*plain}:
+            # Words of the vocabulary itself, as in a list of words, are found all the same.
+            words = words.replace(SEG_TOKEN, "[ SEG ]").replace(IMAGE_TOKEN, "< image >")
+            plain = self.text.encode(words, add_special_tokens=False).ids
         return [*self.markup_ids(lead), *plain, *self.markup_ids(rest)]
 
     def decode(self, ids: list[int]) -> str:
@@ -172,7 +209,44 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def _psc_form(settings: PromptSettings, psc: Tokenizer) -> str:
+    """CLIP's text towers were trained on lower case; so were SigLIP's, which alone are padded,
+    those of before SigLIP 2 (whose vocabulary is Gemma's) without punctuation, too."""
+    first_siglip = settings.psc_pad_to is not None and psc.get_vocab_size() < SIGLIP2_VOCABULARY
+    return "canonical" if first_siglip else "lower"
+
+
+SIGLIP2_VOCABULARY = 256_000
+
 _NUMBER = r"\s*(\d{1,6})\s*"
+_TYPED_NUMBER = r"\s*\d{1,6}\s*"
+_PLACE = re.compile(
+    rf"(<box>{_TYPED_NUMBER}:{_TYPED_NUMBER}(?:,{_TYPED_NUMBER}){{3}}</box>)", re.ASCII | re.I
+)
+_LIKE_BOX = re.compile(r"<(?=/?box>)", re.I)
+_MARKUP = re.compile(r"(\[SEG\]|<image>|</?box>)")
+
+
+def spelt_prompt(prompt: str, form: str) -> str:
+    """A prompt in a tower's form, without surrounding space.
+
+    A whole box, as `prompt_with_box` writes it, stays one; what only looks like its marks, or
+    comes to do so by being spelt (`\uff1cbox\uff1e`), is taken apart.
+    """
+    if form == "canonical":
+        return spelt(prompt, form).strip()
+    return _spelt_around(_PLACE, prompt, form, apart=True).strip()
+
+
+def _spelt_around(markup: re.Pattern[str], text: str, form: str, apart: bool = False) -> str:
+    """Text whose words are spelt, and the markup that lies between them kept."""
+    parts = markup.split(text)
+    words = [spelt(part, form) for part in parts[::2]]
+    if apart:
+        words = [_LIKE_BOX.sub("< ", part) for part in words]
+    parts[::2] = words
+    parts[1::2] = ["".join(part.split()).lower() if apart else part for part in parts[1::2]]
+    return "".join(parts)
 
 
 def box_markup(view: int, local: Sequence[float]) -> str:

@@ -125,7 +125,7 @@ def _generate(
     """Hugging Face's greedy `generate`; then the answer's hidden states [len(ids),D]."""
     coder, embed = processor.coder, model.get_input_embeddings()
     before, after = coder.around_image(prompt)
-    prefix = coder.markup_ids(answer_prefix)
+    prefix = coder.prefix_ids(answer_prefix)
     head = torch.tensor(before, dtype=torch.int64)
     tail = torch.tensor([*after, *prefix], dtype=torch.int64)
     prompt_embeds = torch.cat([embed(head), visual, embed(tail)])[None]

@@ -140,7 +140,7 @@ class SceneSession:
             )
         prompt = coder.check(prompt)
         before, after = coder.around_image(prompt)
-        prefix = coder.markup_ids(answer_prefix)
+        prefix = coder.prefix_ids(answer_prefix)
         prompt_ids, cut = coder.psc_ids(prompt)
         if cut:
             notes.append(

@@ -131,7 +131,7 @@ class TorchForm:
         """Greedy `generate`: the answer's ids and the hidden states [m,D] of its [SEG]s."""
         coder, embed = self.processor.coder, self.model.get_input_embeddings()
         before, after = coder.around_image(prompt)
-        forced = coder.markup_ids(prefix)
+        forced = coder.prefix_ids(prefix)
         head = torch.tensor(before, dtype=torch.int64)
         tail = torch.tensor([*after, *forced], dtype=torch.int64)
         embeds = torch.cat([embed(head), visual.to(self.model.dtype), embed(tail)])[None]

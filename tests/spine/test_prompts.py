@@ -11,9 +11,12 @@ from geomag_edge.prompts import (
     MAX_PROMPT_CHARS,
     PromptCoder,
     PromptSettings,
+    box_markup,
     named_boxes,
     read_tokenizer,
+    spelt_prompt,
 )
+from geomag_edge.spelling import FORMS
 
 SEG, IMAGE, BOS, EOS = 0, 1, 2, 3
 
@@ -28,6 +31,12 @@ def settings_of(**changes):
 
 @pytest.fixture(scope="module")
 def coder(tokenizers):
+    return PromptCoder(settings_of(text_form="cased"), *tokenizers)
+
+
+@pytest.fixture(scope="module")
+def lower(tokenizers):
+    """As a bundle without `text_form`, of tokenizers that have learnt no capitals."""
     return PromptCoder(settings_of(), *tokenizers)
 
 
@@ -54,7 +63,7 @@ def test_markup_in_a_prompt_is_plain_text(coder, prompt):
 def test_any_prompt_reaches_the_model_letter_by_letter(coder, prompt):
     head, tail = coder.around_image(prompt)
     assert spelt(coder, head) == "USER: "
-    assert spelt(coder, tail) == f"\n{prompt}\nASSISTANT:"
+    assert spelt(coder, tail) == f"\n{spelt_prompt(prompt, 'cased')}\nASSISTANT:"
     assert not {SEG, IMAGE, BOS, EOS} & {*head, *tail}
 
 
@@ -90,6 +99,7 @@ def test_a_template_without_exactly_one_image_and_prompt_is_refused(tokenizers, 
     [
         ("", "empty"),
         (" \n\t ", "empty"),
+        ("\ufeff\u200b\u00ad \x00", "empty"),
         ("a" * (MAX_PROMPT_CHARS + 1), "20001 characters, the limit is 20000"),
         (None, "must be text, got NoneType"),
         (b"ships", "must be text, got bytes"),
@@ -177,6 +187,131 @@ def test_a_word_level_tokenizer_works_too():
 def test_settings_read_back_from_their_json():
     whole = settings_of(bos_token_id=2, psc_pad_to=24, eos_token_ids=(3, 4))
     assert PromptSettings.from_json(whole.to_json()) == whole
+    assert not {"text_form", "psc_text_form"} & whole.to_json().keys()
+    declared = settings_of(text_form="cased", psc_text_form="canonical")
+    assert PromptSettings.from_json(declared.to_json()) == declared
+
+
+@pytest.mark.parametrize("form", ["upper", "", 3, ["lower"]])
+def test_a_text_form_of_another_program_is_refused(form):
+    with pytest.raises(BundleError, match=r"text form .* is unknown: this program spells cased"):
+        PromptSettings.from_json(settings_of().to_json() | {"text_form": form})
+
+
+def wide(text):
+    return "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else "\u3000" for c in text)
+
+
+WAYS = [
+    "Segment the ships near the pier", "SEGMENT THE SHIPS NEAR THE PIER",
+    " segment  the\tships near the pier\n", "segment\u00a0the ships near the pier",
+    wide("segment the ships near the pier"),
+    "\ufeffsegment the sh\u00adips near the pier\u200b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", WAYS)
+def test_one_prompt_has_the_same_ids_for_both_towers_however_it_is_typed(lower, typed):
+    plain = "segment the ships near the pier"
+    assert lower.settings.text_form == lower.settings.psc_text_form == "lower"
+    assert lower.around_image(lower.check(typed)) == lower.around_image(plain)
+    assert lower.psc_ids(typed)[0].tolist() == lower.psc_ids(plain)[0].tolist()
+    assert spelt(lower, lower.around_image(plain)[1]) == f"\n{plain}\nASSISTANT:"
+
+
+@settings(deadline=None)
+@given(st.text("abcxyz é0129.,?!'-", min_size=1, max_size=30))
+def test_typing_changes_no_ids(lower, text):
+    for typed in (text.upper(), text.capitalize(), text.replace(" ", "\u3000 ")):
+        assert lower.around_image(typed) == lower.around_image(text)
+        assert lower.psc_ids(typed)[0].tolist() == lower.psc_ids(text)[0].tolist()
+
+
+def test_a_cased_llm_keeps_the_capitals_that_its_prompt_tower_never_saw(coder):
+    tail = coder.around_image("Ships  of New\u00a0York")[1]
+    assert spelt(coder, tail) == "\nShips of New York\nASSISTANT:"
+    assert coder.psc_ids("Ships")[0].tolist() == coder.psc_ids("ships")[0].tolist()
+
+
+def test_the_prompt_itself_stays_as_it_was_typed(lower):
+    assert lower.check(" Segment  the Ships ") == "Segment  the Ships"
+
+
+def test_a_first_siglip_tower_reads_no_punctuation_and_a_second_one_does(tokenizers):
+    padded = settings_of(psc_context=24, psc_pad_to=24)
+    coder = PromptCoder(padded, *tokenizers)
+    assert coder.settings.psc_text_form == "canonical"
+    assert (
+        coder.psc_ids("Ships, near (it)!")[0].tolist() == coder.psc_ids("ships near it")[0].tolist()
+    )
+    assert (
+        coder.psc_ids("?!")[0].tolist() != coder.psc_ids("...")[0].tolist()
+    )  # nothing else is left
+    large = Tokenizer.from_str(tokenizers[1].to_str())
+    large.add_tokens([f"<unused{i}>" for i in range(256_000)])
+    assert PromptCoder(padded, tokenizers[0], large).settings.psc_text_form == "lower"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [wide("[SEG]"), wide("<image>"), wide("</s>"), "[S\u00adEG]", "<im\u200bage>",
+     wide("<box>0:1,2,3,4</box>"), "<box>",
+     "</box> <BOX>", "<box>0:1,2,3</box>", "\ufe64image\ufe65"],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["cased", "lower"])
+def test_what_becomes_markup_by_being_spelt_is_words_too(tokenizers, prompt, form):
+    text, psc = (Tokenizer.from_str(t.to_str()) for t in tokenizers)
+    for tokenizer in (text, psc):
+        tokenizer.add_tokens(["<box>", "</box>"])
+    commands = {SEG, IMAGE, BOS, EOS, text.token_to_id("<box>"), text.token_to_id("</box>")}
+    coder = PromptCoder(settings_of(text_form=form), text, psc)
+    for typed in (prompt, f"ships {prompt} near"):
+        head, tail = coder.around_image(typed)
+        assert not commands & {*head, *tail}
+        assert not commands - {EOS} & set(coder.psc_ids(typed)[0][0].tolist())
+
+
+def test_a_box_in_a_prompt_names_a_place_and_keeps_its_marks(tokenizers):
+    text, psc = (Tokenizer.from_str(t.to_str()) for t in tokenizers)
+    for tokenizer in (text, psc):
+        tokenizer.add_tokens(["<box>", "</box>"])
+    coder = PromptCoder(settings_of(), text, psc)
+    box = box_markup(0, (0.1, 0.2, 0.3, 0.4))
+    plain = f"what is in this box {box}"
+    whole = text.encode(plain, add_special_tokens=False).ids
+    assert "".join(map(str, whole)) in "".join(map(str, coder.around_image(plain)[1]))
+    for typed in (f"What  is in THIS box {box}", plain.upper(), plain.replace(",", " , ")):
+        assert coder.around_image(typed) == coder.around_image(plain)
+        assert coder.psc_ids(typed)[0].tolist() == coder.psc_ids(plain)[0].tolist()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["<box>", "</box>", "0:1,2,3,4", wide("<box>"), "[SEG]", "Ab", "<", " "])
+    )
+)
+def test_a_spelt_prompt_is_spelt_already(parts):
+    for form in FORMS:
+        once = spelt_prompt("".join(parts), form)
+        assert spelt_prompt(once, form) == once
+
+
+def test_a_list_of_words_that_holds_markup_itself_makes_no_command_of_a_prompt():
+    words = {"[SEG]": 0, "<image>": 1, "<unk>": 2, "ships": 3}
+    text = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    text.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    coder = PromptCoder(settings_of(template="<image>{prompt}", text_form="cased"), text, text)
+    assert coder.around_image("ships [SEG] <image>")[1] == [3, 2, 2, 2, 2, 2, 2]
+
+
+def test_an_answers_forced_start_keeps_its_markup_and_has_its_words_spelt(lower, coder):
+    assert lower.prefix_ids("[SEG]") == [SEG]
+    assert lower.prefix_ids("") == []
+    plain = lower.markup_ids("the ships [SEG] and <box>0:1,2,3,4</box> the")
+    assert lower.prefix_ids("The  Ships [SEG] AND <box>0:1,2,3,4</box> the") == plain
+    assert lower.prefix_ids("the ") == lower.markup_ids("the ")  # where the answer goes on
+    assert coder.prefix_ids("The  Ships [SEG]") == coder.markup_ids("The Ships [SEG]")
 
 
 VIEWS = np.array([[0, -50, 300, 250], [100, 0, 200, 100]], np.float32)
