@@ -30,6 +30,8 @@ class GeoMagConfig(PreTrainedConfig):
         image_mean, image_std: per channel, in 0..1 units.
         prompt_template: what the LLM reads; holds `<image>` and `{prompt}` once each.
         seg_token_id, image_token_id: ids in the LLM's vocabulary.
+        text_form, psc_text_form: how the towers' texts are spelt, `geomag_edge.spelling.FORMS`;
+            None: told from the tokenizers.
         untrained: names of parts that were initialised by seed and never trained.
     """
 
@@ -52,6 +54,8 @@ class GeoMagConfig(PreTrainedConfig):
     prompt_template: str = PROMPT_TEMPLATE
     seg_token_id: int = 0
     image_token_id: int = 1
+    text_form: str | None = None
+    psc_text_form: str | None = None
     untrained: Any = None
     tie_word_embeddings: bool = False
 

@@ -115,16 +115,31 @@ def check_decoder(config: object) -> None:
     """Refuses what the graph form does not carry.
 
     Raises:
-        CheckpointError: sliding-window attention, or a rotary scaling that changes with length.
+        CheckpointError: attention over anything but all that came before, or a rotary scaling
+            that changes with length or is unknown.
     """
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if "sliding_attention" in kinds:
         raise CheckpointError(
             "the language model uses sliding-window attention, which the exported cache does not "
             "support: set use_sliding_window to false"
         )
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
+    if kinds:
         raise CheckpointError(
-            f"rotary scaling {rope!r} changes with the prompt's length and cannot be exported: "
-            "use default, linear, llama3 or yarn"
+            f"the language model has layers of {min(kinds)!r}, which the exported cache does not "
+            "support: only full_attention"
         )
+    rotary = getattr(config, "rope_parameters", None) or {}
+    forms = [rotary, *(form for form in rotary.values() if isinstance(form, dict))]
+    for form in forms:  # one for all layers, or one for each kind of layer
+        rope = form.get("rope_type", "default")
+        if rope not in FIXED_ROPES:
+            raise CheckpointError(
+                f"rotary scaling {rope!r} changes with the prompt's length and cannot be exported: "
+                "use default, linear, llama3 or yarn"
+                if rope in ("dynamic", "longrope")
+                else f"rotary scaling {rope!r} is not supported: use {', '.join(FIXED_ROPES)}"
+            )
+
+
+FIXED_ROPES = ("default", "linear", "llama3", "yarn", "proportional")

@@ -18,6 +18,7 @@ from geomag_edge.model.encoder import GeoMagEncoder, init_encoder
 from geomag_edge.model.mask_head import GeoMagMaskHead
 from geomag_edge.model.projector import GeoMagProjector
 from geomag_edge.model.psc import PromptSelector, WindowSelection
+from geomag_edge.model.weights import check_loaded, check_weights, heard, untie_own_head
 
 
 class GeoMagForConditionalGeneration(PreTrainedModel):
@@ -103,39 +104,25 @@ def load_checkpoint(
     """
     path = Path(path)
     check_folder(path)
-    verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    try:
-        model, info = GeoMagForConditionalGeneration.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, local_files_only=True,
-            output_loading_info=True, ignore_mismatched_sizes=True,  # named below
-        )  # fmt: skip
-    except CheckpointError:
-        raise
-    except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise CheckpointError(f"checkpoint {path} cannot be loaded: {reason}") from e
-    finally:
-        hf_logging.set_verbosity(verbosity)
-    problems = (
-        ("lacks", info["missing_keys"]),
-        ("has unknown", info["unexpected_keys"]),
-        ("has misshapen", [k[0] if isinstance(k, tuple) else k for k in info["mismatched_keys"]]),
-    )
-    for word, keys in problems:
-        if keys:
-            names = sorted(keys)
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise CheckpointError(
-                f"checkpoint {path} {word} tensors: {', '.join(names[:3])}{more}; it must hold "
-                "exactly what its config.json describes"
-            )
+    with heard():  # what it says is looked at below
+        try:
+            model, info = GeoMagForConditionalGeneration.from_pretrained(
+                path, dtype=dtype, use_safetensors=True, local_files_only=True,
+                output_loading_info=True, ignore_mismatched_sizes=True,
+            )  # fmt: skip
+        except CheckpointError:
+            raise
+        except Exception as e:
+            reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise CheckpointError(f"checkpoint {path} cannot be loaded: {reason}") from e
+    check_loaded(f"checkpoint {path}", info)
+    untie_own_head(model.language_model, model.config, model.config.text_config)
     return model.eval().requires_grad_(False)
 
 
 def check_folder(path: Path) -> None:
-    """Refuses what is not a folder with config.json and safetensors weights."""
+    """Refuses what is not a folder with config.json and whole safetensors weights."""
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint folder at {path}")
     try:
@@ -148,11 +135,4 @@ def check_folder(path: Path) -> None:
             f"{path} holds a {model_type!r} model, not a GeoMag checkpoint: "
             "assemble one with `geomag-edge compose`"
         )
-    if not any(path.glob("*.safetensors")):
-        pickles = [p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-        if pickles:
-            raise CheckpointError(
-                f"{path} holds pickle weights ({pickles[0]}), which can run code when loaded: "
-                "convert them to safetensors"
-            )
-        raise CheckpointError(f"checkpoint {path} has no *.safetensors weights")
+    check_weights(path)

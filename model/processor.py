@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from geomag_edge.cpp_ext import torch_op  # noqa: F401 - registers torch.ops.geomag.psc_crop
 from geomag_edge.errors import CheckpointError
 from geomag_edge.model.config import GeoMagConfig
+from geomag_edge.model.ends import end_ids, valid_ids
 from geomag_edge.prompts import IMAGE_TOKEN, SEG_TOKEN, PromptCoder, PromptSettings, read_tokenizer
 
 TOKENIZERS = ("tokenizer.json", "psc_tokenizer.json")
@@ -49,7 +51,8 @@ class GeoMagProcessor:
                     f"the tokenizer of {checkpoint} has {token} as {text.token_to_id(token)}, its "
                     f"config as {wanted}"
                 )
-        return cls(config, PromptCoder(prompt_settings(config, text), text, psc))
+        ends = end_ids(checkpoint, config.text_config, text)
+        return cls(config, PromptCoder(prompt_settings(config, text, ends), text, psc))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes both tokenizers; the rest is in the model's config."""
@@ -72,21 +75,41 @@ class GeoMagProcessor:
         return self.coder.decode(ids)
 
 
-def prompt_settings(config: GeoMagConfig, tokenizer: Tokenizer) -> PromptSettings:
-    """How this checkpoint's prompts become ids."""
+def prompt_settings(
+    config: GeoMagConfig, tokenizer: Tokenizer, ends: Sequence[int] | None = None
+) -> PromptSettings:
+    """How this checkpoint's prompts become ids.
+
+    Args:
+        config: the checkpoint's.
+        tokenizer: the LLM's.
+        ends: ids that end an answer; the config's own if not given.
+
+    Raises:
+        CheckpointError: nothing ends an answer, or a padded tower's padding is in no vocabulary.
+    """
     text, prompt = config.text_config, config.prompt_config
-    ends = text.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
+    ends = ends or valid_ids(text.eos_token_id, text.vocab_size)
+    if not ends:
+        raise CheckpointError("text_config.eos_token_id names no token that ends an answer: set it")
     padded = prompt.model_type == "siglip_text_model"
+    padding = valid_ids(prompt.pad_token_id, prompt.vocab_size)
+    if padded and not padding:
+        raise CheckpointError(
+            f"prompt_config.pad_token_id is {prompt.pad_token_id}, and a SigLIP tower reads padded "
+            "prompts: set it to what the tower was trained with, 1 for SigLIP, 0 for SigLIP 2"
+        )
     return PromptSettings(
         template=config.prompt_template,
         bos_token_id=_leading_id(tokenizer),
-        eos_token_ids=tuple(int(e) for e in ends if e is not None),
+        eos_token_ids=tuple(ends),
         seg_token_id=config.seg_token_id,
         context=text.max_position_embeddings,
         psc_context=prompt.max_position_embeddings,
         psc_pad_to=prompt.max_position_embeddings if padded else None,
-        psc_pad_id=int(prompt.pad_token_id or 0),
+        psc_pad_id=padding[0] if padding else 0,
+        text_form=config.text_form,
+        psc_text_form=config.psc_text_form,
     )
 
 

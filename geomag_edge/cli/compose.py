@@ -33,15 +33,18 @@ def execute(args: argparse.Namespace) -> None:
     with needs_extra("export"):
         from geomag_edge.model.compose import compose
         from geomag_edge.model.presets import make_preset
+    notes: list[str] = []
     given = [path for path in parts if path is not None]
     with staged_folder(args.output, args.force, "config.json", given) as stage:
         if args.preset is not None:
             make_preset(args.preset, stage, args.seed)
             untrained = ["all"]
         else:
-            untrained = compose(args.vision, args.prompt, args.llm, stage, args.seed)
+            untrained = compose(args.vision, args.prompt, args.llm, stage, args.seed, notes.append)
     if args.json:
-        print_json({"checkpoint": str(args.output), "untrained": untrained})
+        print_json({"checkpoint": str(args.output), "untrained": untrained, "notes": notes})
     else:
         print(f"checkpoint written to {args.output}")
+        for note in notes:
+            print(f"note: {note}")
         print("untrained, its answers mean nothing yet: " + ", ".join(untrained))

@@ -101,6 +101,13 @@ def only_pickle(path):
     (path / "model.safetensors").unlink()
 
 
+def tied_in_words(path):
+    """An untied model whose config says that it is tied."""
+    config = json.loads((path / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"] = True
+    (path / "config.json").write_text(json.dumps(config))
+
+
 PLACE = "mask_head.place"
 
 DAMAGES = {
@@ -125,6 +132,18 @@ DAMAGES = {
     "a tensor too many": (
         edit_weights(lambda w: w.update(stowaway=torch.zeros(2))), "unknown tensors: stowaway",
     ),
+    "an adapter beside": (write("adapter_config.json", b"{}"), "unmerged adapter .*merge_and"),
+    "an adapter inside": (
+        edit_weights(lambda w: w.update({"x.q_proj.lora_A.weight": torch.zeros(2, 2)})),
+        "unmerged adapter \\(x.q_proj.lora_A.weight\\)",
+    ),
+    "quantised": (
+        edit_config(quantization_config={"quant_method": "gptq"}),
+        "quantised weights \\(quantization_config gptq\\)",
+    ),
+    "int8": (
+        edit_weights(lambda w: w.update({PLACE: w[PLACE].to(torch.int8)})), "quantised weights",
+    ),
     "a misshapen tensor": (
         edit_weights(lambda w: w.update({PLACE: torch.zeros(3, 3)})), f"misshapen tensors: {PLACE}",
     ),
@@ -143,6 +162,50 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(copy, damage):
 def test_pickle_is_never_read_even_beside_good_weights(copy):
     (copy / "pytorch_model.bin").write_bytes(b"not even a pickle")
     load_checkpoint(copy)
+
+
+def test_an_own_head_is_kept_although_the_config_says_tied(checkpoint_of, tmp_path):
+    copy = shutil.copytree(checkpoint_of("llama-clip"), tmp_path / "checkpoint")
+    before = load_checkpoint(copy)
+    tied_in_words(copy)
+    model = load_checkpoint(copy)
+    same_state(model, before)
+    assert not model.config.text_config.tie_word_embeddings
+    model.save_pretrained(tmp_path / "again")
+    same_state(load_checkpoint(tmp_path / "again"), before)
+
+
+@pytest.mark.parametrize(
+    ("generation", "ends"), [({"eos_token_id": [3, 2]}, (3, 2)), ({"eos_token_id": 2}, (2,))]
+)
+def test_a_checkpoints_generation_config_says_where_answers_end(copy, generation, ends):
+    (copy / "generation_config.json").write_text(json.dumps(generation))
+    assert GeoMagProcessor.from_pretrained(copy).coder.settings.eos_token_ids == ends
+
+
+@pytest.mark.parametrize("declared", [None, [], -1, 10**6])
+def test_a_checkpoint_that_ends_nowhere_is_refused(copy, declared):
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = declared
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="names no token that ends an answer"):
+        GeoMagProcessor.from_pretrained(copy)
+
+
+def test_a_siglip_tower_without_its_padding_is_refused(checkpoint_of, tmp_path):
+    copy = shutil.copytree(checkpoint_of("qwen3-siglip"), tmp_path / "checkpoint")
+    config = json.loads((copy / "config.json").read_text())
+    config["prompt_config"]["pad_token_id"] = -1
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"pad_token_id is -1, and a SigLIP tower"):
+        GeoMagProcessor.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("form", ["cased", "lower"])
+def test_a_checkpoint_may_declare_how_its_towers_text_is_spelt(copy, form):
+    edit_config(text_form=form, psc_text_form="canonical")(copy)
+    settings = GeoMagProcessor.from_pretrained(copy).coder.settings
+    assert (settings.text_form, settings.psc_text_form) == (form, "canonical")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "psc_tokenizer.json"])

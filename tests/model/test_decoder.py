@@ -28,6 +28,12 @@ CASES = {
     "llama, one kv head": ("llama", {"num_key_value_heads": 1}),
     "llama, wide heads": ("llama", {"head_dim": 32}),
     "llama, other epsilon": ("llama", {"rms_norm_eps": 0.1}),
+    "llama, part of each head turned": (
+        "llama",
+        {"rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5,
+        }},
+    ),
     "qwen2": ("qwen2", {}),
     "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {}),
@@ -152,6 +158,17 @@ def test_the_decoder_shares_the_models_parameters(model):
                 }
             },
             "rotary scaling 'longrope'",
+        ),
+        ("qwen2", {"layer_types": ["full_attention", "chunked_attention"]}, "'chunked_attention'"),
+        ("qwen3", {"layer_types": ["full_attention", "linear_attention"]}, "'linear_attention'"),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+                }
+            },
+            "rotary scaling 'dynamic'",
         ),
     ],
 )  # fmt: skip

@@ -1,0 +1,188 @@
+"""What a folder of weights holds, read from names and headers, and what was made of it.
+
+`transformers` warns where weights and config disagree, loads an adapter or leaves it out depending
+on whether `peft` is installed, and fills gaps with random numbers. Here each is an error or a note.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from geomag_edge.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+FLOATS = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}
+"""Types of weights and, the last two, of buffers; weights of any other type are quantised."""
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_ADAPTER_TENSOR = re.compile(
+    r"(^|\.)(lora_\w+|ia3_l|vera_lambda_\w|oft_r|hada_w\d\w?|lokr_w\d\w?|base_layer|base_model"
+    r"|modules_to_save)(\.|$)"
+)
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def check_weights(folder: Path) -> None:
+    """Refuses weights that no model should be built from.
+
+    Raises:
+        CheckpointError: an unmerged adapter, quantised, a shard that is missing, pickle weights or
+            none, a damaged file.
+    """
+    for name in _ADAPTER_FILES:
+        if (folder / name).exists():
+            raise _unmerged(folder, name)
+    config = read_json(folder / "config.json") or {}
+    method = config.get("quantization_config")
+    if method:
+        kind = method.get("quant_method", "") if isinstance(method, dict) else ""
+        raise _quantised(folder, f"quantization_config {kind}".strip())
+    for file in _files(folder):
+        try:
+            with safe_open(file, framework="np") as opened:
+                types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as e:
+            raise CheckpointError(
+                f"{folder} cannot be loaded: {file.name} is damaged ({e}); copy it again"
+            ) from e
+        for name, dtype in types.items():
+            if _ADAPTER_TENSOR.search(name):
+                raise _unmerged(folder, name)
+            if dtype not in FLOATS:
+                raise _quantised(folder, f"{name} is {dtype}")
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that `transformers` reads: one, or the shards that an index names."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = read_json(folder / INDEX)
+    if index is None:
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+        if others:
+            raise CheckpointError(
+                f"{folder} holds pickle weights ({others[0]}), which can run code when loaded: "
+                "convert them to safetensors"
+            )
+        raise CheckpointError(
+            f"{folder} has no *.safetensors weights called model.safetensors, nor {INDEX}"
+        )
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{folder / INDEX} names no shards: copy it again")
+    shards = [folder / Path(str(name)).name for name in sorted(set(places.values()))]
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(
+                f"{folder} lacks the shard {shard.name} that {INDEX} names: copy all of them"
+            )
+    return shards
+
+
+def _unmerged(folder: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} holds an unmerged adapter ({what}): load it with peft, call "
+        "merge_and_unload(), and save the result to a folder of its own"
+    )
+
+
+def _quantised(folder: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} holds quantised weights ({what}): give the model in float32, float16 or "
+        "bfloat16, and quantise the bundle with `geomag-edge quantize`"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no such file.
+
+    Raises:
+        CheckpointError: not JSON, or no object.
+    """
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path} is not readable JSON: copy it again") from e
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds no JSON object: copy it again")
+    return data
+
+
+def check_loaded(what: str, info: dict[str, Any]) -> None:
+    """Refuses a model of which a tensor was left at random, or for which one was left out.
+
+    Args:
+        what: the checkpoint, as the message calls it.
+        info: `output_loading_info` of `from_pretrained`, `ignore_mismatched_sizes` given.
+
+    Raises:
+        CheckpointError: missing, unknown or misshapen tensors, the first of them named.
+    """
+    misshapen = [k[0] if isinstance(k, tuple) else k for k in info["mismatched_keys"]]
+    for word, keys in (
+        ("lacks", info["missing_keys"]),
+        ("has unknown", info["unexpected_keys"]),
+        ("has misshapen", misshapen),
+    ):
+        if keys:
+            names = sorted(keys)
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise CheckpointError(
+                f"{what} {word} tensors: {', '.join(names[:3])}{more}; it must hold "
+                "exactly what its config.json describes"
+            )
+
+
+def untie_own_head(language_model: PreTrainedModel, *configs: PreTrainedConfig) -> bool:
+    """Whether the head has weights of its own against its config; the configs then say so.
+
+    `transformers` keeps both where they differ. A config that went on saying "tied" would tie them
+    at the next change of the vocabulary, or at the next load.
+    """
+    head = language_model.get_output_embeddings()
+    own = head.weight is not language_model.get_input_embeddings().weight
+    if not own or not language_model.config.tie_word_embeddings:
+        return False
+    for config in (language_model.config, *configs):
+        config.tie_word_embeddings = False
+    return True
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """Collects what `transformers` and Python warn of, in one line each, instead of printing it."""
+    said: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            keep(record.getMessage())
+
+    def keep(message: str) -> None:
+        line = " ".join(_STYLE.sub("", message).split())
+        if line and line not in said:
+            said.append(line)
+
+    library = logging.getLogger("transformers")
+    before = library.handlers, library.level, library.propagate
+    library.handlers, library.propagate = [Ear(logging.WARNING)], False
+    library.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            yield said
+        for warning in caught:
+            keep(str(warning.message))
+    finally:
+        library.handlers, library.level, library.propagate = before
