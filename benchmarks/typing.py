@@ -1,5 +1,6 @@
 """Whether a prompt's typing changes its answer: the same questions, typed as people type.
 
+    geomag-edge export model/checkpoints/nano -o nano
     python -m geomag_edge.benchmarks.typing --bundle nano [--data scenes:5:12:512]
 
 What is measured: every question of a set is asked in several ways of typing, and weighed as `eval`
@@ -99,10 +100,19 @@ def main() -> None:
         "command": f"python -m geomag_edge.benchmarks.typing --bundle {args.name} "
         f"--data {args.data}",
         "machine": machine(1, ("onnxruntime", "numpy", "tokenizers")),
+        "vnni": _has_vnni(),
         "forms": {"llm": settings.text_form, "psc": settings.psc_text_form},
         "ways": rows,
     }
     publish(report, as_markdown(report), args.results, f"typing_{args.name}")
+
+
+def _has_vnni() -> bool | None:
+    """Whether the CPU has VNNI, on which rounding may depend; None where it cannot be told."""
+    try:
+        return "vnni" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
 
 
 def _same(a: Record, b: Record) -> bool:
@@ -114,13 +124,14 @@ def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
     host, forms = report["machine"], report["forms"]
     versions = ", ".join(f"{k} {v}" for k, v in host["versions"].items())
+    kind = {True: " with VNNI", False: " without VNNI", None: ""}[report["vnni"]]
     lines = [
         f"# Typing: `{report['name']}`, the same questions as people type them",
         "",
         f"`{report['command']}`",
         "",
-        f"{host['cpu']}; {versions}; ort-cpu fp32. Text form of the LLM: {forms['llm']}, of PSC: "
-        f"{forms['psc']}. Same: text, level and every score as with the plain prompt.",
+        f"{host['cpu']}{kind}; {versions}; ort-cpu fp32. Text form of the LLM: {forms['llm']}, of "
+        f"PSC: {forms['psc']}. Same: text, level and every score as with the plain prompt.",
         "",
         "| typed | same | right level | right words, image level | mIoU |",
         "|---" * 5 + "|",

@@ -45,7 +45,7 @@ class PromptSettings:
         psc_pad_to: PSC ids are padded to this length, or None.
         psc_pad_id: the id used for that.
         text_form, psc_text_form: how each tower's text is spelt, one of `spelling.FORMS`; None
-            where bundles do not say so yet, `PromptCoder` then tells it from the tokenizers.
+            where a bundle does not say so yet; `PromptCoder` then chooses.
     """
 
     template: str
@@ -104,7 +104,7 @@ class PromptCoder:
         self.settings = replace(
             settings,
             text_form=settings.text_form or form_of_vocabulary(text, settings.template),
-            psc_text_form=settings.psc_text_form or _psc_form(settings, psc),
+            psc_text_form=settings.psc_text_form or "lower",  # CLIP's and SigLIP's all were
         )
         for part in (IMAGE_TOKEN, "{prompt}"):
             if settings.template.count(part) != 1:
@@ -208,15 +208,6 @@ def read_tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_truncation()
     return tokenizer
 
-
-def _psc_form(settings: PromptSettings, psc: Tokenizer) -> str:
-    """CLIP's text towers were trained on lower case; so were SigLIP's, which alone are padded,
-    those of before SigLIP 2 (whose vocabulary is Gemma's) without punctuation, too."""
-    first_siglip = settings.psc_pad_to is not None and psc.get_vocab_size() < SIGLIP2_VOCABULARY
-    return "canonical" if first_siglip else "lower"
-
-
-SIGLIP2_VOCABULARY = 256_000
 
 _NUMBER = r"\s*(\d{1,6})\s*"
 _TYPED_NUMBER = r"\s*\d{1,6}\s*"

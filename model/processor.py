@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from geomag_edge.cpp_ext import torch_op  # noqa: F401 - registers torch.ops.geomag.psc_crop
 from geomag_edge.errors import CheckpointError
@@ -109,8 +110,18 @@ def prompt_settings(
         psc_pad_to=prompt.max_position_embeddings if padded else None,
         psc_pad_id=padding[0] if padding else 0,
         text_form=config.text_form,
-        psc_text_form=config.psc_text_form,
+        psc_text_form=config.psc_text_form or _psc_form(prompt),
     )
+
+
+def _psc_form(config: PreTrainedConfig) -> str:
+    """CLIP's text towers were trained on lower case; so were SigLIP's, those of before SigLIP 2
+    (whose vocabulary is Gemma's) without punctuation, too."""
+    first = config.model_type == "siglip_text_model" and config.vocab_size < SIGLIP2_VOCABULARY
+    return "canonical" if first else "lower"
+
+
+SIGLIP2_VOCABULARY = 256_000
 
 
 def _leading_id(tokenizer: Tokenizer) -> int | None:

@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -486,3 +488,33 @@ def test_a_siglip_towers_spelling_comes_from_its_tokenizers_class(composed, copi
     edit(prompt / "tokenizer_config.json", tokenizer_class=name)
     out, _ = composed(copied("qwen2"), "siglip", prompt)
     assert GeoMagProcessor.from_pretrained(out).coder.settings.psc_text_form == form
+
+
+def test_an_own_head_and_all_ends_reach_the_bundle(composed, copied, tmp_path):
+    from geomag_edge.export.exporter import export_bundle
+    from geomag_edge.manifest import Bundle
+
+    folder = copied("qwen3")
+    edit(folder / "config.json", tie_word_embeddings=True, eos_token_id=None)
+    edit(folder / "generation_config.json", eos_token_id=[3, 2])
+    out, _ = composed(folder)
+    export_bundle(out, tmp_path / "bundle")
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest.prompt.eos_token_ids == (3, 2)
+    assert bundle.manifest.prompt.text_form == bundle.manifest.prompt.psc_text_form == "lower"
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    embeds = theirs.get_input_embeddings()(torch.tensor([[5, 6, 7, 8]]))
+    feed = {
+        "inputs_embeds": embeds.detach().numpy(),
+        "attention_mask": np.ones((1, 4), np.int64),
+        "position_ids": np.arange(4)[None],
+    }
+    decoder = bundle.manifest.decoder
+    for i in range(decoder.layers):
+        for part in ("key", "value"):
+            past = np.zeros((1, decoder.kv_heads, 0, decoder.head_dim), np.float32)
+            feed[f"past_key_values.{i}.{part}"] = past
+    path = str(bundle.graph("llm", "fp32"))
+    logits = onnxruntime.InferenceSession(path).run(["logits"], feed)[0][0, 0]
+    expected = theirs(inputs_embeds=embeds).logits[0, -1].detach().numpy()
+    np.testing.assert_allclose(logits[: len(expected)], expected, atol=1e-4)

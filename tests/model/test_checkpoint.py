@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from geomag_edge.errors import CheckpointError
 from geomag_edge.model.digest import checkpoint_digest
 from geomag_edge.model.geomag import load_checkpoint
+from geomag_edge.model.presets import shipped_checkpoint
 from geomag_edge.model.processor import GeoMagProcessor
 
 FAMILIES = ("qwen3-siglip", "llama-clip", "qwen2-clip")
@@ -199,6 +200,23 @@ def test_a_siglip_tower_without_its_padding_is_refused(checkpoint_of, tmp_path):
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"pad_token_id is -1, and a SigLIP tower"):
         GeoMagProcessor.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    ("family", "forms"),
+    [("qwen2-clip", ("lower", "lower")), ("qwen3-siglip", ("lower", "canonical"))],
+)
+def test_an_undeclared_spelling_is_told_from_towers_and_tokenizers(checkpoint_of, family, forms):
+    settings = GeoMagProcessor.from_pretrained(checkpoint_of(family)).coder.settings
+    assert (settings.text_form, settings.psc_text_form) == forms
+
+
+def test_the_shipped_checkpoint_reads_a_prompt_however_it_is_typed():
+    coder = GeoMagProcessor.from_pretrained(shipped_checkpoint("nano")).coder
+    plain = "segment the buildings"
+    for typed in ("Segment the buildings", "SEGMENT THE BUILDINGS", "segment  the\u00a0 buildings"):
+        assert coder.around_image(typed) == coder.around_image(plain)
+        assert coder.psc_ids(typed)[0].tolist() == coder.psc_ids(plain)[0].tolist()
 
 
 @pytest.mark.parametrize("form", ["cased", "lower"])

@@ -253,3 +253,16 @@ def test_a_closed_pipeline_says_that_it_is_closed(bundle, picture):
     pipe.close()
     with pytest.raises(EngineError, match="closed"):
         pipe(picture, "find ships")
+
+
+def test_a_prompt_is_answered_alike_however_it_is_typed_and_stays_as_it_was_typed(pipe, picture):
+    with pipe.open(picture) as session:
+        plain = session.ask(PROMPT, max_new_tokens=6, answer_prefix="the ship [SEG]")
+        typed = session.ask(
+            " Segment  the SHIPS near\u00a0the pier\n", max_new_tokens=6,
+            answer_prefix="The  ship [SEG]",
+        )  # fmt: skip
+    assert typed.prompt == "Segment  the SHIPS near\u00a0the pier"
+    assert typed.token_ids == plain.token_ids
+    assert typed.granularity_probabilities == plain.granularity_probabilities
+    assert np.array_equal(typed.crop_boxes, plain.crop_boxes)
