@@ -99,9 +99,8 @@ def load_llm(folder: Path) -> PreTrainedModel:
 def _part_config(folder: Path, families: tuple[str, ...], role: str) -> PreTrainedConfig:
     data = read_json(folder / "config.json")
     if data is None:
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            if (folder / name).is_file():
-                check_weights(folder)
+        if (folder / "adapter_config.json").is_file():
+            check_weights(folder)  # an adapter alone, which says so better
         raise CheckpointError(
             f"{folder} has no config.json: give a folder as Hugging Face saves it"
         )
