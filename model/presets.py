@@ -55,6 +55,8 @@ def preset_config(name: str) -> GeoMagConfig:
         config.psc |= {"windows": [2, 4, 8], "max_crops": 4}
         plans = (TokenBudget(8, 4, 4), TokenBudget(8, 3, 8), TokenBudget(8, 4, 4))
         config.tmra = {"budgets": {k: b.to_json() for k, b in zip(LEVELS, plans, strict=True)}}
+        # The phrases that it is trained on hold no punctuation, so a full stop means nothing to it.
+        config.text_form = config.psc_text_form = "canonical"
         return config
     vision = CLIPVisionConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,

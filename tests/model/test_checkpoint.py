@@ -214,7 +214,11 @@ def test_an_undeclared_spelling_is_told_from_towers_and_tokenizers(checkpoint_of
 def test_the_shipped_checkpoint_reads_a_prompt_however_it_is_typed():
     coder = GeoMagProcessor.from_pretrained(shipped_checkpoint("nano")).coder
     plain = "segment the buildings"
-    for typed in ("Segment the buildings", "SEGMENT THE BUILDINGS", "segment  the\u00a0 buildings"):
+    for typed in (
+        "Segment the buildings", "SEGMENT THE BUILDINGS", "segment  the\u00a0 buildings",
+        "Segment the buildings.", "segment the buildings!", "segment the buildings?",
+        "\u201csegment the buildings\u201d", "segment the buildings\u2026",
+    ):  # fmt: skip
         assert coder.around_image(typed) == coder.around_image(plain)
         assert coder.psc_ids(typed)[0].tolist() == coder.psc_ids(plain)[0].tolist()
 
