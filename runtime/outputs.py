@@ -52,6 +52,7 @@ def write_outputs(
         out_dir: the folder; files of an earlier answer are replaced.
         scene: the open scene that was asked about.
         answer: what answer.json holds; `prompt`, `text` and `boxes` (px) also go into the picture.
+            What is to be known of the polygons' coordinates is added to its `notes`.
         masks: in order; where they overlap, the earlier one keeps its pixels in masks.tif.
         relevance: f32[G,G], or None.
         view_box: x0, y0, x1, y1 (px) of the square that `relevance` covers.
@@ -71,12 +72,13 @@ def write_outputs(
     try:
         out.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=out))
+        size = scene.height, scene.width
+        polygons = feature_collection(masks, labels, scene.georef, size)
+        if polygons["geomag_notes"]:
+            answer["notes"] = [*answer.get("notes", []), *polygons["geomag_notes"]]
         names = {
             "masks": _write(stage / "masks.tif", lambda: mask_raster(masks, scene, stage)),
-            "polygons": _write(
-                stage / "masks.geojson",
-                lambda: _json(feature_collection(masks, labels, scene.georef), indent=None),
-            ),
+            "polygons": _write(stage / "masks.geojson", lambda: _json(polygons, indent=None)),
             "overlay": _write(
                 stage / "overlay.png",
                 lambda: _png(

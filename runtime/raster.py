@@ -36,6 +36,7 @@ from .pixels import (
     orientation_note,
     percentile_range,
 )
+from .proj import database_note
 
 Rect = tuple[int, int, int, int]
 
@@ -80,12 +81,15 @@ class Raster:
     ) -> None:
         self.name = name
         self.notes: list[str] = []
+        database = database_note()  # before a CRS is read
         check_file(name)
         with reading(name):
             self._dataset = rasterio.open(name)
         try:
             with reading(name):
                 self._describe(bands, value_range)
+            if database and (self.georef.crs is not None or self.georef.transform is not None):
+                self.notes.append(database)
         except BaseException:
             self.close()
             raise

@@ -13,8 +13,8 @@ from typing import Any
 from geomag_edge.cli.console import print_json, table
 
 PACKAGES = (
-    "numpy", "onnxruntime", "onnxruntime-gpu", "rasterio", "tokenizers", "pillow", "torch",
-    "transformers", "onnx", "onnxscript", "openvino", "tensorrt", "tensorrt-rtx-cu13",
+    "numpy", "onnxruntime", "onnxruntime-gpu", "rasterio", "shapely", "tokenizers", "pillow",
+    "torch", "transformers", "onnx", "onnxscript", "openvino", "tensorrt", "tensorrt-rtx-cu13",
 )  # fmt: skip
 
 
@@ -32,6 +32,7 @@ def execute(args: argparse.Namespace) -> None:
     print(f"CPU       {facts['cpu']}")
     print(f"PscCrop   {facts['psc_crop']}")
     print(f"GPU       {facts['gpu']}")
+    print(f"PROJ      {facts['proj']}")
     print()
     print(table(("package", "version"), list(facts["packages"].items())))
     print()
@@ -56,6 +57,7 @@ def examine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "psc_crop": _psc_crop(),
         "gpu": _gpu(),
+        "proj": _proj(),
         "engines": [_ort(), _openvino(), _torch()],
         "auto": everything(),
         "auto_folder": str(cache_folder()),
@@ -90,6 +92,14 @@ def _psc_crop() -> str:
 def _gpu() -> str:
     found = shutil.which("nvidia-smi")
     return "an NVIDIA driver is installed" if found else "none found (no NVIDIA driver)"
+
+
+def _proj() -> str:
+    import rasterio
+
+    from geomag_edge.runtime.proj import database_note
+
+    return database_note() or f"{rasterio.__proj_version__}, coordinate systems are found"
 
 
 def _ort() -> dict[str, Any]:
