@@ -157,11 +157,10 @@ def pixel_areas(place: Place, samples: int = 64) -> NDArray[np.float64]:
     zero, one = np.zeros(samples), np.ones(samples)
     edge_x = np.concatenate([share, one, 1 - share, zero])
     edge_y = np.concatenate([zero, share, one, 1 - share])
-    areas = np.zeros((SIDE, SIDE))
-    for row, col in np.ndindex(SIDE, SIDE):
-        lon, lat = to_ground.transform(*(place.transform * (col + edge_x, row + edge_y)))
-        areas[row, col] = abs(GEOD.polygon_area_perimeter(lon, lat)[0])
-    return areas
+    row, col = (v.reshape(-1, 1) for v in np.mgrid[:SIDE, :SIDE])
+    ground = to_ground.transform(*(place.transform * (col + edge_x, row + edge_y)))
+    areas = [abs(GEOD.polygon_area_perimeter(*ring)[0]) for ring in zip(*ground, strict=True)]
+    return np.array(areas).reshape(SIDE, SIDE)
 
 
 def wrong_pixels(geometry: Any, pixels: NDArray[np.bool_], place: Place) -> int:

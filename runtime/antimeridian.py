@@ -78,11 +78,21 @@ def _unrolled(ring: Ring) -> F64:
 
 def _closed(plane: F64, turn: int) -> F64:
     """A ring that goes round a pole, eastwards round the north pole (`turn` 1) or westwards round
-    the south pole (-1): from a point at 180 degrees to the same point and back over the pole."""
-    lon, lat = plane.T * [[turn], [1]]  # eastwards
-    cut = 180 + 360 * math.floor((lon[0] + 180) / 360)
-    i = int(np.flatnonzero((lon[:-1] <= cut) & (cut < lon[1:]))[0])
-    at_cut = lat[i] + (lat[i + 1] - lat[i]) * (cut - lon[i]) / (lon[i + 1] - lon[i])
+    the south pole (-1): from a point at 180 degrees to the same point and back over the pole.
+
+    Of all points at 180 degrees it is the one next to the pole, so that nothing of the ring lies
+    between them.
+    """
+    lon, lat = plane.T * np.array([[turn], [1]])  # eastwards
+    strip = np.ceil((lon - 180) / 360)
+    strip[-1] = strip[0] + 1  # whatever rounding says of a ring that begins at 180 degrees
+    across = np.flatnonzero(strip[:-1] < strip[1:])
+    cuts = 180 + 360 * strip[across]
+    along = lon[across + 1] - lon[across]
+    step = np.divide(cuts - lon[across], along, out=np.zeros(len(cuts)), where=along != 0)
+    lats = lat[across] + (lat[across + 1] - lat[across]) * step
+    nearest = np.argmax(lats * turn)
+    i, cut, at_cut = across[nearest], cuts[nearest], lats[nearest]
     cut, again, pole = cut * turn, (cut + 360) * turn, 90 * turn
     seam = [(again, at_cut), (again, pole), (cut, pole), (cut, at_cut)]
     onwards = plane[: i + 1] + np.array([360 * turn, 0])

@@ -43,7 +43,6 @@ class Ground:
     """"wgs84", "native" (those of the image's CRS) or "pixel"."""
     place: Place
     notes: tuple[str, ...] = ()
-    crs: Any = None
     tolerance_px: float = 0.0
     """How far an edge may be from its true curve; 0 where edges stay straight."""
     mirrored: bool = False
@@ -81,20 +80,23 @@ def _from_transform(crs: Any, transform: Affine, shape: tuple[int, int]) -> Grou
         return _affine(transform, xy)
 
     ground = _in_crs(to_crs, crs, shape)
-    if ground.coordinates != "wgs84":
+    if ground.coordinates != "wgs84" or crs.is_geographic:
         return ground
-    if not crs.is_geographic:
-        ground = replace(ground, poles=_poles(crs, transform, shape))
-        lattice = to_crs(_lattice(shape))
-        if not _all_return(lattice, crs):
-            goes_round = _goes_round(crs)
+    lattice = _lattice(shape)
+    returning = _returning(to_crs(lattice), crs)
+    ground = replace(
+        ground,
+        poles=_poles(crs, transform, shape),
+        mirrored=_mirrored(ground.place, lattice[returning], shape),
+    )
+    goes_round = _goes_round(crs)
+    if returning.all() or (goes_round and np.isfinite(ground.place(lattice)).all()):
+        return ground
 
-            def on_earth(x: F64, y: F64) -> NDArray[np.bool_]:
-                return _cells_on_earth(crs, transform, x, y, invertible=not goes_round)
+    def on_earth(x: F64, y: F64) -> NDArray[np.bool_]:
+        return _cells_on_earth(crs, transform, x, y, invertible=not goes_round)
 
-            if not (goes_round and np.isfinite(_to_wgs84(crs, lattice)).all()):
-                ground = replace(ground, on_earth=on_earth)
-    return ground
+    return replace(ground, on_earth=on_earth)
 
 
 def _in_crs(to_crs: Place, crs: Any, shape: tuple[int, int]) -> Ground:
@@ -102,12 +104,12 @@ def _in_crs(to_crs: Place, crs: Any, shape: tuple[int, int]) -> Ground:
     why = _no_way(crs, to_crs(_lattice(shape)))
     if why:
         note = f"{why}: masks.geojson is in the coordinates of the image's CRS"
-        return Ground("native", to_crs, (note,), crs)
+        return Ground("native", to_crs, (note,))
 
     def place(xy: F64) -> F64:
         return _to_wgs84(crs, to_crs(xy))
 
-    return Ground("wgs84", place, (), crs, 2e-5, _mirrored(place, shape))
+    return Ground("wgs84", place, (), 2e-5, _mirrored(place, _lattice(shape), shape))
 
 
 def _no_way(crs: Any, points: F64) -> str | None:
@@ -166,7 +168,7 @@ def _from_rpcs(rpcs: Any, shape: tuple[int, int]) -> Ground:
     def place(xy: F64) -> F64:
         return _through(fit, xy)
 
-    return Ground("wgs84", place, (note,), WGS84, 0.01, _mirrored(place, shape))
+    return Ground("wgs84", place, (note,), 0.01, _mirrored(place, _lattice(shape), shape))
 
 
 def _through(fit: Any, xy: F64) -> F64:
@@ -177,9 +179,10 @@ def _through(fit: Any, xy: F64) -> F64:
     return np.where(np.isfinite(placed), placed, np.nan)
 
 
-def _mirrored(place: Place, shape: tuple[int, int]) -> bool:
-    """Which way round most of the image lies; at a pole the longitudes of a pixel say nothing."""
-    at = _lattice(shape) * 0.999  # steps that stay inside
+def _mirrored(place: Place, xy: F64, shape: tuple[int, int]) -> bool:
+    """Which way round the image lies at most of these points; near a pole, where the longitudes
+    of a pixel are far apart, some may say otherwise."""
+    at = xy * 0.999  # steps that stay inside
     steps = [place(at + step) - place(at) for step in ([1e-3 * shape[1], 0], [0, 1e-3 * shape[0]])]
     for step in steps:
         step[:, 0] -= 360 * np.round(step[:, 0] / 360)
@@ -228,13 +231,13 @@ def _warp(source: Any, target: Any, points: F64, complaints: list[str] | None = 
     return out
 
 
-def _all_return(points: F64, crs: Any) -> bool:
-    """Whether points [n,2] of a CRS come back to themselves from the ground."""
+def _returning(points: F64, crs: Any) -> NDArray[np.bool_]:
+    """Which points [n,2] of a CRS come back to themselves from the ground."""
     there = _to_wgs84(crs, points)
-    if not np.isfinite(there).all():
-        return False
-    back = _warp(WGS84, crs, there)
-    return bool((np.abs(back - points) < STRAY_M / crs.linear_units_factor[1]).all())
+    back = np.full(points.shape, np.nan)
+    found = np.isfinite(there).all(axis=1)
+    back[found] = _warp(WGS84, crs, there[found])
+    return (np.abs(back - points) < STRAY_M / crs.linear_units_factor[1]).all(axis=1)
 
 
 def _goes_round(crs: Any) -> bool:
@@ -258,10 +261,10 @@ def _cells_on_earth(
     corners = np.zeros((len(y), len(x)), np.uint8)
     with rasterio.Env(CHECK_WITH_INVERT_PROJ=invertible):
         reproject(
-            np.ones((180, 360), np.uint8),
+            np.ones((182, 362), np.uint8),  # 180 degrees and the poles are not its edge
             corners,
             src_crs=WGS84,
-            src_transform=from_origin(-180, 90, 1, 1),
+            src_transform=from_origin(-181, 91, 1, 1),
             dst_crs=crs,
             dst_transform=transform * step * Affine.translation(-0.5, -0.5),
             resampling=Resampling.nearest,

@@ -116,6 +116,7 @@ def test_doctor_tries_the_engines(command):
     works = {e["engine"]: e["works"] for e in facts["engines"]}
     assert works["ort-cpu"]
     assert facts["psc_crop"]
+    assert "coordinate systems are found" in facts["proj"]
 
 
 def test_export_writes_a_bundle_that_runs_from_another_place(

@@ -20,8 +20,8 @@ from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
 from geomag_edge.errors import InputError, OutputError
-from geomag_edge.runtime import geojson, outputs
-from geomag_edge.runtime.geojson import feature_collection, outline
+from geomag_edge.runtime import antimeridian, outline, outputs
+from geomag_edge.runtime.geojson import feature_collection
 from geomag_edge.runtime.masks import Mask
 from geomag_edge.runtime.outputs import write_outputs
 from geomag_edge.runtime.overlay import ROW
@@ -207,12 +207,19 @@ def test_ground_control_points_are_kept(tmp_path):
     source = write_tiff(tmp_path / "a.tif", gcps=points, crs=CRS.from_epsg(4326))
     with Scene.open(source) as scene:
         assert not scene.georef.is_georeferenced
-        files = answer_to(scene, tmp_path / "out", [mask_of((120, 160), disc(10, 10, 5))])
+        answer = {"text": "[SEG]", "notes": ["read as it is"]}
+        masks = [mask_of((120, 160), disc(10, 10, 5))]
+        files = answer_to(scene, tmp_path / "out", masks, answer=answer)
     with rasterio.open(files["masks"]) as ds:
         found, crs = ds.gcps
         assert crs == CRS.from_epsg(4326)
         assert [(p.row, p.col, p.x, p.y) for p in found] == corners
-    assert json.loads(files["polygons"].read_text())["geomag_coordinates"] == "pixel"
+    data = json.loads(files["polygons"].read_text())
+    assert data["geomag_coordinates"] == "wgs84"
+    # What is to be known of the coordinates is in every place where the user may look.
+    notes = json.loads(files["answer"].read_text())["notes"]
+    assert notes == answer["notes"] == ["read as it is", *data["geomag_notes"]]
+    assert "4 ground control points" in notes[1]
 
 
 def test_rational_polynomials_are_kept(tmp_path):
@@ -316,12 +323,12 @@ def test_areas_are_true_areas_on_the_ground(place, pixel_m2):
         latitude = np.radians(data["features"][0]["geometry"]["coordinates"][0][0][1])
         sin2 = np.sin(latitude) ** 2
         # Pixels shrink by the two radii of curvature over the sphere's radius.
-        e2 = geojson.WGS84_E2
+        e2 = antimeridian.WGS84_E2
         pixel_m2 = 0.09 * np.cos(latitude) ** 2 * (1 - e2) / (1 - e2 * sin2) ** 2
     if place == "longitude and latitude":
-        latitude, e2 = np.radians(40.54), geojson.WGS84_E2  # the middle of the image
+        latitude, e2 = np.radians(40.54), antimeridian.WGS84_E2  # the middle of the image
         root = 1 - e2 * np.sin(latitude) ** 2
-        radii = geojson.WGS84_A**2 * (1 - e2) / root**2 * np.cos(latitude)
+        radii = antimeridian.WGS84_A**2 * (1 - e2) / root**2 * np.cos(latitude)
         pixel_m2 = radii * np.radians(0.0015) * np.radians(0.001)
     found = data["features"][0]["properties"]["area_m2"]
     assert found == pytest.approx(mask.area_px * pixel_m2, rel=1e-3)
@@ -370,9 +377,9 @@ def test_long_edges_follow_the_curve_of_a_line_of_the_image():
 
 
 def test_a_huge_mask_is_outlined_on_a_coarser_grid(monkeypatch):
-    monkeypatch.setattr(geojson, "POLYGON_PX", 2_500)
+    monkeypatch.setattr(outline, "POLYGON_PX", 2_500)
     mask = mask_of((300, 300), disc(16, 16, 12))
-    polygons, step = outline(mask)
+    polygons, step = outline.outline(mask)
     assert step == 5
     assert len(polygons) == 1
     (feature,) = feature_collection([mask], ["x"], Georef(UTM, NORTH_UP))["features"]
