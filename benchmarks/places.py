@@ -6,9 +6,9 @@ For every coordinate system and place a few masks (a block, a block with a hole,
 line) are written as GeoJSON. Their `area_m2` is compared with the truth: every edge of the mask's
 pixels sampled at many points, each taken to the ground by pyproj, the area between geodesics
 through them by GeographicLib, which knows the poles and 180 degrees, summed over the pixels. Its
-own rounding is 1e-8 m2 or so, which allows pixels of a metre, not of centimetres. Checked besides:
-polygons are valid, lie in -180..180, run counterclockwise, and hold the centres of the mask's
-pixels and of no others. Needs pyproj; nothing is timed.
+own rounding is 1e-6 m2 a pixel or so, which allows pixels of a metre, not of centimetres. Checked
+besides: polygons are valid, lie in -180..180, run counterclockwise, and hold the centres of the
+mask's pixels and of no others. Needs pyproj; nothing is timed.
 """
 
 from __future__ import annotations
