@@ -1,6 +1,6 @@
 """Areas and polygons of masks all over the Earth against PROJ's own geodesics.
 
-    python -m benchmarks.places [-o benchmarks/results/places.md]
+    python -m geomag_edge.benchmarks.places [-o benchmarks/results/places.md]
 
 For every coordinate system and place a few masks (a block, a block with a hole, noise, one thin
 line) are written as GeoJSON. Their `area_m2` is compared with the truth: every edge of the mask's
@@ -220,7 +220,7 @@ def main() -> None:
     summary = {"places": len(lines) - 2, "worst_area_error": worst, "wrong_px": wrong}
     if args.output:
         text = __doc__.split("\n\n", 1)
-        head = f"# {text[0]}\n\n    python -m benchmarks.places -o benchmarks/results/places.md\n"
+        head = f"# {text[0]}\n\n    python -m geomag_edge.benchmarks.places -o benchmarks/results/places.md\n"
         body = text[1].split("\n\n", 1)[1]
         args.output.write_text("\n".join([head, body, *lines, "", json.dumps(summary), ""]))
     print(json.dumps(summary))

@@ -32,7 +32,6 @@ def feature_collection(
 
     `shape` is the image's H, W where no mask has it.
 
-
     Properties: id, label, score, area_px; `area_m2` on the WGS 84 ellipsoid where coordinates are
     longitude and latitude; `outline_step_px` where a huge mask was outlined on a coarser grid. An
     empty mask, and one that lies off the Earth, has no geometry.
