@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import rasterio
-
 from geomag_edge.budgets import LEVELS
 from geomag_edge.errors import DatasetError
-from geomag_edge.runtime.files import check_file, reading
+from geomag_edge.runtime.files import open_raster
 
 from .datasets import Box, Item, Picture
 from .labels import LabelImage
@@ -148,8 +146,7 @@ class FolderSet:
             raise DatasetError(
                 f"{self.root / QUESTIONS} line {line.number}: there is no {name} in {self.root}"
             )
-        check_file(str(path))
-        with reading(str(path)), rasterio.open(path) as image:
+        with open_raster(str(path)) as image:
             return image.height, image.width
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from geomag_edge.errors import DatasetError
-from geomag_edge.runtime.files import reading
+from geomag_edge.runtime.files import open_raster, reading
 from geomag_edge.scenes.scene import Extents
 
 from .datasets import Rect
@@ -62,7 +61,7 @@ class LabelImage:
         """The pixels of a small file, or a large file, open until this object goes."""
         name = str(self.path)
         with reading(name):
-            file = rasterio.open(name)
+            file = open_raster(name)
             if file.count != 1 or np.dtype(file.dtypes[0]).kind not in "ui":
                 raise DatasetError(
                     f"{name} has {file.count} bands of {file.dtypes[0]}: a mask is one band of "

@@ -23,14 +23,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 
 from geomag_edge.budgets import LEVELS
 from geomag_edge.errors import DatasetError
 from geomag_edge.manifest import sha256_of
 from geomag_edge.prompts import prompt_with_box
-from geomag_edge.runtime.files import check_file, reading
+from geomag_edge.runtime.files import open_raster
 from geomag_edge.scenes import RenderedScene, render_scene
 
 from .folder import QUESTIONS
@@ -319,9 +318,7 @@ class Lines:
 
     def _size(self, name: str) -> tuple[int, int]:
         """Height and width of an image, which is opened to see that it can be."""
-        path = str(self._root / name)
-        check_file(path)
-        with reading(path), rasterio.open(path) as image:
+        with open_raster(str(self._root / name)) as image:
             return image.height, image.width
 
     def questions(self, progress: Callable[[str], None]) -> list[Question]:

@@ -11,27 +11,29 @@ from PIL import Image
 
 from geomag_edge.errors import ImageError
 
+from .bands import BandInfo, chosen_bands
+from .fill import Fill, Sample, checked_nodata, frame, impossible_note, samples_of
 from .pixels import (
     CHUNK_PX,
     SAMPLE_PX,
     U8,
+    Ranges,
     ToRgb,
     Valid,
-    band_note,
     both,
-    checked_range,
-    chosen_bands,
-    finite,
+    checked_ranges,
     nothing_valid,
     orientation_note,
-    percentile_range,
+    stretched,
 )
 
 Picture = tuple[U8, Valid, list[str]]
 """u8[h,w,3], the pixels that hold data, and remarks in plain words."""
 
 
-def from_pillow(image: Image.Image, bands: Any, value_range: tuple[float, float] | None) -> Picture:
+def from_pillow(
+    image: Image.Image, bands: Any, value_range: Any, nodata: float | None = None
+) -> Picture:
     """A Pillow image of any mode; transparent pixels hold no data, EXIF orientation is ignored."""
     valid: Valid = None
     notes = []
@@ -47,11 +49,12 @@ def from_pillow(image: Image.Image, bands: Any, value_range: tuple[float, float]
         values = np.asarray(image)
     except (OSError, ValueError, SyntaxError) as e:
         raise ImageError(f"cannot read the Pillow image: {e}; check its file") from e
-    return _in_memory(values, valid, bands, value_range, "the Pillow image", notes)
+    fill = checked_nodata(nodata)
+    return _in_memory(values, valid, bands, value_range, fill, "the Pillow image", notes)
 
 
 def from_array(
-    values: NDArray[Any], bands: Any, value_range: tuple[float, float] | None
+    values: NDArray[Any], bands: Any, value_range: Any, nodata: float | None = None
 ) -> Picture:
     """An array [H,W] or [H,W,C]; masked pixels of a masked array hold no data."""
     valid: Valid = None
@@ -59,14 +62,15 @@ def from_array(
         masked = np.ma.getmaskarray(values)
         valid = np.asarray(~(masked if masked.ndim == 2 else masked.all(axis=-1)))
         values = np.ma.getdata(values)
-    return _in_memory(values, valid, bands, value_range, "the array", [])
+    return _in_memory(values, valid, bands, value_range, checked_nodata(nodata), "the array", [])
 
 
 def _in_memory(
     values: NDArray[Any],
     valid: Valid,
     bands: Any,
-    value_range: tuple[float, float] | None,
+    value_range: Any,
+    fill: Fill,
     name: str,
     notes: list[str],
 ) -> Picture:
@@ -85,35 +89,50 @@ def _in_memory(
             f"{name} has shape {list(values.shape)}, which looks like [bands, height, width]: "
             "give [height, width, bands] (numpy.moveaxis(array, 0, -1))"
         )
-    chosen = chosen_bands(bands, range(1, count + 1))
-    if note := band_note(chosen, count):
+    chosen, note = chosen_bands(bands, BandInfo((), [None] * count, colours=range(1, count + 1)))
+    if note:
         notes.append(note)
     planes = np.moveaxis(values, -1, 0)
+    used = sorted({band - 1 for band in chosen})
+    positions = tuple(used.index(band - 1) for band in chosen)
+    ranges: Ranges | None = None
     if value_range is not None:
-        value_range = checked_range(value_range)
-        notes.append(f"values {value_range[0]:g}..{value_range[1]:g} scaled to 0..255")
+        ranges, note = checked_ranges(value_range)
+        notes.append(note)
     elif values.dtype not in (np.uint8, bool):
-        data = [c - 1 for c in sorted(set(chosen))]
-        for step in (max(1, math.isqrt(height * width // SAMPLE_PX)), 1):
-            thin = planes[data, ::step, ::step]
-            usable = both(None if valid is None else valid[::step, ::step], finite(thin))
-            sample = thin.reshape(-1) if usable is None else thin[:, usable].reshape(-1)
-            if sample.size:
-                break
-        else:
-            raise nothing_valid(name)
-        low, high = value_range = percentile_range(sample)
-        notes.append(f"scaled {values.dtype} by 2-98 percentiles {low:g}..{high:g}")
-    to_rgb = ToRgb((chosen[0] - 1, chosen[1] - 1, chosen[2] - 1), value_range)
-    if values.dtype == np.uint8 and value_range is None and valid is None and chosen == (1, 2, 3):
+        samples = _samples(planes, used, valid, fill, name, notes)
+        ranges, said = stretched(samples, positions, str(values.dtype))
+        notes += said
+    to_rgb = ToRgb(positions, ranges, fill=fill)
+    plain = values.dtype == np.uint8 and ranges is None and fill.nodata is None
+    if plain and valid is None and chosen == (1, 2, 3):
         return values[..., :3], None, notes
     rgb = np.empty((height, width, 3), np.uint8)
     usable = np.ones((height, width), bool)
     for row in range(0, height, max(1, CHUNK_PX // width)):
         rows = slice(row, row + max(1, CHUNK_PX // width))
-        rgb[rows], part = to_rgb(planes[:, rows], None if valid is None else valid[rows])
+        rgb[rows], part = to_rgb(planes[used, rows], None if valid is None else valid[rows])
         if part is not None:
             usable[rows] = part
     if not usable.any():
         raise nothing_valid(name)
     return rgb, both(None, usable), notes
+
+
+def _samples(
+    planes: NDArray[Any], used: list[int], valid: Valid, fill: Fill, name: str, notes: list[str]
+) -> list[Sample]:
+    """The valid values of some of the bands of planes [C,h,w], thinned unless that leaves none."""
+    height, width = planes.shape[1:]
+    for step in (max(1, math.isqrt(height * width // SAMPLE_PX)), 1):
+        thin = planes[used, ::step, ::step]
+        known = None if valid is None else valid[::step, ::step].reshape(-1)
+        rows, cols = thin.shape[1:]
+        edge = frame(rows, cols, (0, 0, rows, cols)).reshape(-1)
+        flat = thin.reshape(len(used), -1)
+        samples = samples_of(flat, known, edge, fill)
+        if samples[0].values.size:
+            if note := impossible_note(flat, known):
+                notes.append(note)
+            return samples
+    raise nothing_valid(name)

@@ -94,16 +94,19 @@ class Pipeline:
         self,
         image: Any,
         bands: Sequence[int] | None = None,
-        value_range: tuple[float, float] | None = None,
+        value_range: Sequence[float] | Sequence[Sequence[float]] | None = None,
+        nodata: float | None = None,
     ) -> SceneSession:
         """Opens an image for several prompts, which then share its encoded views.
 
         Args:
-            image: a path, a PIL image, or an array [H,W] or [H,W,C].
-            bands: three 1-based band numbers, or one; default the first three.
-            value_range: what becomes 0 and 255 for other types than uint8.
+            image: a path, a URL or another name that GDAL reads, a PIL image, or an array [H,W]
+                or [H,W,C].
+            bands: three 1-based band numbers, or one; default what the file says, else the first.
+            value_range: what becomes 0 and 255 for other types than uint8: one pair, or three.
+            nodata: the value of pixels without data, where the image itself does not say it.
         """
-        scene = Scene.open(image, bands, value_range)
+        scene = Scene.open(image, bands, value_range, nodata)
         # What an engine has to say about itself goes with every answer, before the image's notes.
         own = (self._judged_elsewhere,) if self._judged_elsewhere else ()
         scene.notes = (*getattr(self.chain.engine, "notes", ()), *own, *scene.notes)
@@ -118,9 +121,10 @@ class Pipeline:
         answer_prefix: str = "",
         on_text: Callable[[str], None] | None = None,
         bands: Sequence[int] | None = None,
-        value_range: tuple[float, float] | None = None,
+        value_range: Sequence[float] | Sequence[Sequence[float]] | None = None,
         latency_ms: float | None = None,
         sweep_px: int | None = None,
+        nodata: float | None = None,
     ) -> Result:
         """Answers one prompt about one image; see `SceneSession.ask` and `open`.
 
@@ -131,7 +135,7 @@ class Pipeline:
             BudgetError: a budget and a time, or no positive time.
         """
         deadline = self.deadline(budget, latency_ms)
-        with self.open(image, bands, value_range) as session:
+        with self.open(image, bands, value_range, nodata) as session:
             return session.ask(
                 prompt, budget, max_new_tokens, answer_prefix, on_text, deadline, sweep_px
             )

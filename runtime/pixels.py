@@ -1,4 +1,4 @@
-"""From bands of any type to u8 RGB: band choice, palettes, scaling and averaging of valid pixels.
+"""From bands of any type to u8 RGB: palettes, scaling and averaging of valid pixels.
 
 Arrays of band values are [C,h,w] as rasterio reads them; pictures are u8[h,w,3]. `valid` is
 bool[h,w], or None where every pixel holds data.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,12 @@ from PIL import Image
 
 from geomag_edge.errors import ImageError
 
+from .fill import Fill, Sample, Valid, fill_notes, without_fill
+
 U8 = NDArray[np.uint8]
-Valid = NDArray[np.bool_] | None
+Range = tuple[float, float]
+Ranges = tuple[Range, ...]
+"""The values that become 0 and 255, for red, green and blue."""
 
 CHUNK_PX = 2_000_000
 """Pixels decoded at a time, which bounds the memory of a read."""
@@ -36,24 +40,32 @@ class ToRgb:
 
     positions: tuple[int, ...]
     """For each of red, green and blue: which of the bands that were read."""
-    value_range: tuple[float, float] | None = None
-    """Values that become 0 and 255; None leaves uint8 as it is."""
+    ranges: Ranges | None = None
+    """None leaves uint8 as it is."""
     palette: U8 | None = None
     """[N,4] red, green, blue, alpha by pixel value."""
+    fill: Fill = field(default_factory=Fill)
 
     def __call__(self, values: NDArray[Any], valid: Valid) -> tuple[U8, Valid]:
-        """[C,h,w] -> (u8[h,w,3], valid). Pixels that are not finite stop being valid."""
+        """[C,h,w] -> (u8[h,w,3], valid). Pixels of fill, NaN and infinity stop being valid."""
+        valid = both(valid, self.fill.valid(values))
         if self.palette is not None:
             colours = self.palette[np.minimum(values[0], len(self.palette) - 1)]
             return np.ascontiguousarray(colours[..., :3]), both(valid, colours[..., 3] > 0)
-        valid = both(valid, finite(values))
-        if self.value_range is not None:
-            values = scaled(values, *self.value_range)
-        elif values.dtype == bool:
+        if values.dtype == bool:
             values = values.astype(np.uint8) * 255
         rgb = np.empty((*values.shape[1:], 3), np.uint8)
         for channel, position in enumerate(self.positions):
-            rgb[..., channel] = values[position]
+            if self.ranges is None:
+                rgb[..., channel] = values[position]
+                continue
+            same = [
+                c for c in range(channel)
+                if (self.positions[c], self.ranges[c]) == (position, self.ranges[channel])
+            ]  # fmt: skip
+            rgb[..., channel] = (
+                rgb[..., same[0]] if same else scaled(values[position], *self.ranges[channel])
+            )
         return rgb, valid
 
 
@@ -66,17 +78,13 @@ def both(first: Valid, second: Valid) -> Valid:
     return first & second
 
 
-def finite(values: NDArray[Any]) -> Valid:
-    """Where all bands hold finite numbers."""
-    return np.isfinite(values).all(axis=0) if values.dtype.kind == "f" else None
-
-
 def scaled(values: NDArray[Any], low: float, high: float) -> U8:
     """`low`..`high` -> 0..255, rounded and clipped; NaN -> 0."""
     kind = np.result_type(values.dtype, np.float32)
     out = values.astype(kind)
-    out -= kind.type(low)
-    out *= kind.type(255 / (high - low))
+    with np.errstate(over="ignore", invalid="ignore"):  # of pixels without data
+        out -= kind.type(low)
+        out *= kind.type(255 / (high - low))
     np.nan_to_num(out, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
     return np.rint(np.clip(out, 0, 255, out=out), out=out).astype(np.uint8)
 
@@ -95,61 +103,45 @@ def percentile_range(sample: NDArray[Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def checked_range(value_range: Sequence[float]) -> tuple[float, float]:
-    """A value range that a caller gave.
-
-    Raises:
-        ImageError: not two finite numbers, the first below the second.
-    """
-    try:
-        low, high = (float(v) for v in value_range)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ImageError(
-            f"value range {value_range!r} is not usable: give two finite numbers, LOW below HIGH"
-        )
-    return low, high
-
-
-def chosen_bands(
-    asked: Sequence[int] | None, colours: Sequence[int], labelled: Sequence[int] | None = None
-) -> tuple[int, int, int]:
-    """Which bands (1-based) serve as red, green and blue.
+def stretched(
+    samples: Sequence[Sample], positions: Sequence[int], kind: str
+) -> tuple[Ranges, list[str]]:
+    """The range of each of red, green and blue, by its own band's values, and notes on them.
 
     Args:
-        asked: the caller's choice, one band or three; None for the default.
-        colours: the bands that hold data (not alpha).
-        labelled: the bands that the file itself names red, green and blue.
+        samples: of the bands that were read, none of them empty.
+        positions: for each of red, green and blue, which of these bands.
+        kind: name of the values' type.
+    """
+    clean = [without_fill(sample) for sample in samples]
+    ranges = [percentile_range(values) for values, _ in clean]
+    used = list(dict.fromkeys(positions))
+    shown = ", ".join(f"{low:g}..{high:g}" for low, high in (ranges[p] for p in used))
+    each = " of each band" if len(used) > 1 else ""
+    note = f"scaled {kind} by 2-98 percentiles{each} {shown}"
+    suspects = [suspects for _, suspects in clean]
+    return tuple(ranges[p] for p in positions), [note, *fill_notes(suspects)]
+
+
+def checked_ranges(value_range: Any) -> tuple[Ranges, str]:
+    """A caller's (low, high) for all bands, or three of them (also as six numbers), and a note.
 
     Raises:
-        ImageError: a band that does not exist, or neither one band nor three.
+        ImageError: not finite numbers, or a first that is not below its second.
     """
-    if asked is None:
-        first = list(labelled or colours[:3])
-        while len(first) < 3:
-            first.append(first[-1])
-        return first[0], first[1], first[2]
-    bands = [int(b) for b in asked]
-    if len(bands) not in (1, 3):
+    try:
+        numbers = np.asarray(value_range, np.float64).reshape(-1).tolist()
+    except (TypeError, ValueError):
+        numbers = []
+    pairs = list(zip(numbers[::2], numbers[1::2], strict=False))
+    usable = all(math.isfinite(v) for v in numbers) and all(low < high for low, high in pairs)
+    if len(numbers) not in (2, 6) or not usable:
         raise ImageError(
-            f"{len(bands)} band numbers given: give one (shown as grey) or three (red, green, blue)"
+            f"value range {value_range!r} is not usable: give two finite numbers, LOW below HIGH, "
+            "or two for each of red, green and blue"
         )
-    if wrong := [b for b in bands if b not in colours]:
-        have = f"bands 1 to {max(colours)}" if len(colours) > 1 else f"only band {colours[0]}"
-        raise ImageError(f"no band {wrong[0]} in this image: it has {have} (counted from 1)")
-    if len(bands) == 1:
-        bands *= 3
-    return bands[0], bands[1], bands[2]
-
-
-def band_note(bands: Sequence[int], count: int) -> str | None:
-    """A remark on the bands in use, where there was a choice."""
-    if len(set(bands)) == 1:
-        return f"band {bands[0]} of {count} shown as grey" if count > 1 else None
-    if count == 3 and tuple(bands) == (1, 2, 3):
-        return None
-    return f"bands {','.join(map(str, bands))} of {count} taken as red, green, blue"
+    shown = ", ".join(f"{low:g}..{high:g}" for low, high in pairs)
+    return tuple(pairs if len(pairs) == 3 else pairs * 3), f"values {shown} scaled to 0..255"
 
 
 def averaged(rgb: U8, valid: Valid, factor: int) -> tuple[U8, Valid]:

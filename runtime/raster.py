@@ -6,19 +6,21 @@ Windows are (row0, col0, row1, col1), half open, in pixels of the level they are
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
 from geomag_edge.errors import ImageError
 
-from .files import check_file, reading
+from .bands import BandInfo, chosen_bands
+from .files import open_raster, reading, told
+from .fill import Sample, checked_nodata, frame, impossible_note, samples_of
 from .pixels import (
     CHUNK_PX,
     SAMPLE_PX,
@@ -27,14 +29,11 @@ from .pixels import (
     ToRgb,
     Valid,
     averaged,
-    band_note,
     both,
-    checked_range,
-    chosen_bands,
-    finite,
+    checked_ranges,
     nothing_valid,
     orientation_note,
-    percentile_range,
+    stretched,
 )
 from .proj import database_note
 
@@ -69,6 +68,8 @@ class Level:
     """Pixels of the image per pixel of this level (rows, columns)."""
     dataset: Any = None
     overview: int | None = None
+    knows_validity: bool = True
+    """Whether it says of its pixels what the file itself says; else the file's word is taken."""
     averaged: tuple[U8, Valid] | None = None
 
 
@@ -77,16 +78,15 @@ class Raster:
     window can be read without the rows that it lies in."""
 
     def __init__(
-        self, name: str, bands: Any = None, value_range: tuple[float, float] | None = None
+        self, name: str, bands: Any = None, value_range: Any = None, nodata: float | None = None
     ) -> None:
         self.name = name
         self.notes: list[str] = []
         database = database_note()  # before a CRS is read
-        check_file(name)
-        with reading(name):
-            self._dataset = rasterio.open(name)
+        self._fill = checked_nodata(nodata)
+        self._dataset = open_raster(name, self.notes)
         try:
-            with reading(name):
+            with reading(name, self.notes):
                 self._describe(bands, value_range)
             if database and (self.georef.crs is not None or self.georef.transform is not None):
                 self.notes.append(database)
@@ -94,53 +94,79 @@ class Raster:
             self.close()
             raise
 
-    def _describe(self, bands: Any, value_range: tuple[float, float] | None) -> None:
+    def _describe(self, bands: Any, value_range: Any) -> None:
         ds = self._dataset
         if ds.count == 0:
-            hint = f", such as {ds.subdatasets[0]}" if ds.subdatasets else ""
-            raise ImageError(f"{self.name} holds no bands itself: give one of its parts{hint}")
+            raise ImageError(f"{self.name} holds no bands itself: give one of its parts{_part(ds)}")
+        if len(ds.subdatasets) > 1:
+            self.notes.append(
+                f"holds {len(ds.subdatasets)} images, of which the first is read: give another by "
+                f"its name{_part(ds, last=True)}"
+            )
         self.height, self.width = ds.height, ds.width
-        self.georef = georef_of(ds)
-        interp = ds.colorinterp
-        colours = [i for i in ds.indexes if interp[i - 1] != ColorInterp.alpha]
-        if not colours:
-            raise ImageError(f"{self.name} has only an alpha band: give an image with colours")
-        labels = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
-        labelled = [interp.index(c) + 1 for c in labels if c in interp]
-        chosen = chosen_bands(bands, colours, labelled if len(labelled) == 3 else None)
-        self._bands = sorted(set(chosen))
-        for band in self._bands:
-            if ds.dtypes[band - 1].startswith("complex"):
-                raise ImageError(
-                    f"band {band} of {self.name} is {ds.dtypes[band - 1]}: give real numbers, for "
-                    "example the magnitude"
-                )
-        if note := band_note(chosen, len(colours)):
-            self.notes.append(note)
-        orientation = ds.tags().get("EXIF_Orientation", "1")
+        self.georef = georef_of(ds, self.notes)
+        self._choose(bands)
+        orientation = self._tags_of(0).get("EXIF_Orientation", "1")
         if orientation != "1":
             self.notes.append(orientation_note(orientation))
         self.tiled = ds.block_shapes[self._bands[0] - 1][1] < self.width
         self.levels = [Level(self.height, self.width, (1.0, 1.0), ds)]
         for i, _ in enumerate(ds.overviews(self._bands[0])):
             # A JPEG offers overviews of its own accord; their sizes are only known once open.
-            with rasterio.open(self.name, overview_level=i) as o:
+            with open_raster(self.name, self.notes, overview_level=i) as o:
                 factor = (self.height / o.height, self.width / o.width)
-                self.levels.append(Level(o.height, o.width, factor, None, i))
-        positions = tuple(self._bands.index(b) for b in chosen)
+                same = self._says_of_validity(o) == self._says_of_validity(ds)
+                self.levels.append(Level(o.height, o.width, factor, None, i, same))
+        self._scale(value_range)
+
+    def _choose(self, asked: Any) -> None:
+        """Sets the bands to read and where red, green and blue are among them."""
+        ds = self._dataset
+        interpretation = told(lambda: ds.colorinterp, (), "its colour interpretation", self.notes)
+        colours = [i for i in ds.indexes if interpretation[i - 1 : i] != (ColorInterp.alpha,)]
+        if not colours:
+            raise ImageError(f"{self.name} has only an alpha band: give an image with colours")
+        names = told(lambda: ds.descriptions, (None,) * ds.count, "its bands' names", self.notes)
+        tags = [self._tags_of(i) for i in ds.indexes]
+        about = " ".join(self._tags_of(0).values())
+        chosen, note = chosen_bands(asked, BandInfo(interpretation, names, tags, about, colours))
+        if note:
+            self.notes.append(note)
+        self._bands = sorted(set(chosen))
+        self._positions = tuple(self._bands.index(b) for b in chosen)
+        for band in self._bands:
+            if ds.dtypes[band - 1].startswith("complex"):
+                raise ImageError(
+                    f"band {band} of {self.name} is {ds.dtypes[band - 1]}: give real numbers, for "
+                    "example the magnitude"
+                )
+
+    def _tags_of(self, band: int) -> dict[str, str]:
+        """What the file says of a band, or of all of itself (0)."""
+        ds, nothing = self._dataset, dict[str, str]()
+        return told(
+            lambda: ds.tags(band) | ds.tags(band, ns="IMAGERY"), nothing, "its tags", self.notes
+        )
+
+    def _scale(self, value_range: Any) -> None:
+        """Decides how values become bytes."""
+        ds, ranges = self._dataset, None
+        self._to_rgb = ToRgb(self._positions, fill=self._fill)
         palette = self._palette() if value_range is None else None
         if palette is None and value_range is None:
             value_range = self._range_of_bits()
-        self._to_rgb = ToRgb(positions, value_range, palette)
         if value_range is not None:
-            low, high = checked_range(value_range)
-            self._to_rgb = ToRgb(positions, (low, high))
-            self.notes.append(f"values {low:g}..{high:g} scaled to 0..255")
+            ranges, note = checked_ranges(value_range)
+            self.notes.append(note)
         elif palette is None and any(ds.dtypes[b - 1] != "uint8" for b in self._bands):
-            low, high = percentile_range(self._sample())
-            self._to_rgb = ToRgb(positions, (low, high))
             kind = ds.dtypes[self._bands[0] - 1]
-            self.notes.append(f"scaled {kind} by 2-98 percentiles {low:g}..{high:g}")
+            ranges, notes = stretched(self._sample(), self._positions, kind)
+            self.notes += notes
+        self._to_rgb = ToRgb(self._positions, ranges, palette, self._fill)
+
+    def _says_of_validity(self, ds: Any) -> str:
+        """What a dataset declares of the validity of the bands in use, to be compared."""
+        return str([(ds.mask_flag_enums[b - 1], ds.nodatavals[b - 1]) for b in self._bands])
 
     def _palette(self) -> U8 | None:
         """The colour table [N,4] of a single palette band."""
@@ -176,7 +202,7 @@ class Raster:
         height, width = -(-(row1 - row0) // factor), -(-(col1 - col0) // factor)
         rgb = np.empty((height, width, 3), np.uint8)
         valid = np.ones((height, width), bool)
-        with reading(self.name):
+        with reading(self.name, self.notes):
             for chunk in self._chunks(level, window, factor):
                 part, part_valid = self._to_rgb(*self._values(level, chunk))
                 if factor > 1:
@@ -209,14 +235,18 @@ class Raster:
     def always_valid(self) -> bool:
         """Whether the file has no means of saying that a pixel holds no data."""
         ds = self._dataset
-        return self._to_rgb.palette is None and all(
-            MaskFlags.all_valid in ds.mask_flag_enums[b - 1] and "float" not in ds.dtypes[b - 1]
-            for b in self._bands
+        return (
+            self._to_rgb.palette is None
+            and self._fill.nodata is None
+            and all(
+                MaskFlags.all_valid in ds.mask_flag_enums[b - 1] and "float" not in ds.dtypes[b - 1]
+                for b in self._bands
+            )
         )
 
     def _open(self, level: Level) -> Any:
         if level.dataset is None:
-            level.dataset = rasterio.open(self.name, overview_level=level.overview)
+            level.dataset = open_raster(self.name, self.notes, overview_level=level.overview)
         return level.dataset
 
     def _values(self, level: Level, window: Rect) -> tuple[NDArray[Any], Valid]:
@@ -225,13 +255,36 @@ class Raster:
         row0, col0, row1, col1 = window
         area = Window(col0, row0, col1 - col0, row1 - row0)
         values = ds.read(self._bands, window=area)
-        flags = [ds.mask_flag_enums[b - 1] for b in self._bands]
+        flags = [self._dataset.mask_flag_enums[b - 1] for b in self._bands]
         if all(MaskFlags.all_valid in f for f in flags):
             return values, None
-        if any(MaskFlags.per_dataset in f for f in flags):
-            return values, both(None, ds.read_masks(self._bands[0], window=area) > 0)
+        shared = any(MaskFlags.per_dataset in f for f in flags)
+        bands = self._bands[:1] if shared else self._bands
+        if level.knows_validity:
+            masks = ds.read_masks(bands, window=area)
+        else:
+            masks = self._masks_at(bands, level, window)
         # A colour may happen to be the nodata value in one band: all bands must say so.
-        return values, both(None, ds.read_masks(self._bands, window=area).any(axis=0))
+        return values, both(None, masks.any(axis=0))
+
+    def _masks_at(self, bands: list[int], level: Level, window: Rect) -> U8:
+        """Masks [C,h,w] of a window of a level, as full resolution has them.
+
+        The pixel in the middle speaks for its neighbourhood. Every pixel is read, as GDAL would
+        take a coarse mask from the very overviews that do not know it.
+        """
+        down, across = level.factor
+        rows = ((np.arange(window[0], window[2]) + 0.5) * down).astype(int)
+        cols = ((np.arange(window[1], window[3]) + 0.5) * across).astype(int)
+        left, width = int(cols[0]), int(cols[-1] - cols[0]) + 1
+        masks = np.empty((len(bands), len(rows), len(cols)), np.uint8)
+        step = max(1, int(CHUNK_PX / (width * down)))
+        for first in range(0, len(rows), step):
+            some = rows[first : first + step]
+            area = Window(left, int(some[0]), width, int(some[-1] - some[0]) + 1)
+            full = self._dataset.read_masks(bands, window=area)
+            masks[:, first : first + step] = full[:, some - some[0]][:, :, cols - left]
+        return masks
 
     def _chunks(self, level: Level, window: Rect, factor: int) -> Iterator[Rect]:
         """Cuts a window into parts of about CHUNK_PX, at multiples of `factor` from its corner."""
@@ -247,23 +300,36 @@ class Raster:
             for c in range(col0, col1, width):
                 yield r, c, min(r + height, row1), min(c + width, col1)
 
-    def _sample(self) -> NDArray[Any]:
-        """Valid values [n] from all over the image, to find the value range from.
+    def _sample(self) -> list[Sample]:
+        """Each band's valid values from all over the image, to find its value range from.
 
         Raises:
             ImageError: there are none.
         """
-        found = [self._valid_values(w) for w in self._sample_windows()]
-        if not any(f.size for f in found):
-            level = self.levels[0]
-            whole = (0, 0, level.height, level.width)
-            for chunk in self._chunks(level, whole, 1):
-                found = [self._valid_values((level, chunk))]
-                if found[0].size:
-                    break
-            else:
-                raise nothing_valid(self.name)
-        return np.concatenate(found)
+        if samples := self._samples_of(self._sample_windows()):
+            return samples
+        level = self.levels[0]
+        for chunk in self._chunks(level, (0, 0, level.height, level.width), 1):
+            if samples := self._samples_of([(level, chunk)]):
+                return samples
+        raise nothing_valid(self.name)
+
+    def _samples_of(self, windows: list[tuple[Level, Rect]]) -> list[Sample]:
+        """The same from some windows; none at all where these hold no data."""
+        values, valid, edge = [], [], []
+        for level, window in windows:
+            part, known = self._values(level, window)
+            values.append(part.reshape(len(part), -1))
+            valid.append((np.ones(part.shape[1:], bool) if known is None else known).reshape(-1))
+            edge.append(frame(level.height, level.width, window).reshape(-1))
+        flat, known = np.concatenate(values, axis=1), np.concatenate(valid)
+        declared = [self._dataset.nodatavals[b - 1] for b in self._bands]
+        samples = samples_of(flat, known, np.concatenate(edge), self._fill, declared)
+        if not samples[0].values.size:
+            return []
+        if note := impossible_note(flat, known):
+            self.notes.append(note)
+        return samples
 
     def _sample_windows(self) -> list[tuple[Level, Rect]]:
         """One coarse look at an overview, the whole of a small image, or a grid of patches."""
@@ -282,11 +348,6 @@ class Raster:
             for c in cols.tolist()
         ]
 
-    def _valid_values(self, where: tuple[Level, Rect]) -> NDArray[Any]:
-        values, valid = self._values(*where)
-        valid = both(valid, finite(values))
-        return values.reshape(-1) if valid is None else values[:, valid].reshape(-1)
-
     def close(self) -> None:
         """Closes the file and its overviews."""
         self._dataset.close()
@@ -300,9 +361,21 @@ def whole_factor(height: int, width: int) -> int:
     return math.ceil(math.sqrt(height * width / TILE_PX)) if height * width > TILE_PX else 1
 
 
-def georef_of(ds: Any) -> Georef:
-    """What a dataset says about its place on Earth."""
-    gcps, gcp_crs = ds.gcps
+def georef_of(ds: Any, notes: list[str]) -> Georef:
+    """What a dataset says about its place on Earth; `notes` tells what of it is garbled."""
+    none: tuple[list[Any], Any] = ([], None)
+    gcps, gcp_crs = told(lambda: ds.gcps, none, "its control points", notes)
     transform = None if ds.transform.is_identity else ds.transform
-    crs = ds.crs or (gcp_crs if gcps else None)
-    return Georef(crs or None, transform, tuple(gcps) if transform is None else (), ds.rpcs)
+    crs = told(lambda: ds.crs, None, "its coordinate reference system", notes)
+    crs = crs or (gcp_crs if gcps else None)
+    rpcs = told(lambda: ds.rpcs, None, "its RPCs", notes)
+    told(lambda: ds.colorinterp, None, "part of its georeference", notes)  # a late fault of these
+    return Georef(crs or None, transform, tuple(gcps) if transform is None else (), rpcs)
+
+
+def _part(ds: Any, last: bool = False) -> str:
+    """A part of a file, in words that a shell takes as they stand."""
+    parts = {k: v for k, v in ds.tags(ns="SUBDATASETS").items() if k.endswith("_NAME")}
+    if not parts:
+        return ""
+    return f", such as {shlex.quote(list(parts.values())[-1 if last else 0])}"

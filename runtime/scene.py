@@ -65,31 +65,35 @@ class Scene:
         cls,
         source: str | os.PathLike[str] | Image.Image | NDArray[Any],
         bands: Sequence[int] | None = None,
-        value_range: tuple[float, float] | None = None,
+        value_range: Sequence[float] | Sequence[Sequence[float]] | None = None,
+        nodata: float | None = None,
     ) -> Scene:
         """Opens an image.
 
         Args:
-            source: a file that GDAL reads (PNG, JPEG, GeoTIFF ...), a Pillow image, or an array
-                [H,W] or [H,W,C].
+            source: what GDAL reads (PNG, JPEG, GeoTIFF ...) by its path, URL, `/vsi` path or the
+                name of a part (`netcdf:a.nc:blue`); a Pillow image; or an array [H,W] or [H,W,C].
             bands: the bands (counted from 1) that serve as red, green and blue, or one band;
-                default: those that the file labels so, else the first three.
-            value_range: the values that become 0 and 255; default: bytes as they are, all other
-                types from their 2nd to their 98th percentile over the valid pixels.
+                default: those that the file says are, else the first three.
+            value_range: the values that become 0 and 255, or such a pair for each of red, green
+                and blue; default: bytes as they are, bands of all other types from their 2nd to
+                their 98th percentile over the valid pixels.
+            nodata: pixels that hold it in every band used are without data, beside those that
+                the source itself says are.
 
         Raises:
             ImageError: it cannot be read, or has no usable pixels.
         """
         if isinstance(source, Image.Image):
-            return cls._in_memory(from_pillow(source, bands, value_range))
+            return cls._in_memory(from_pillow(source, bands, value_range, nodata))
         if isinstance(source, np.ndarray):
-            return cls._in_memory(from_array(source, bands, value_range))
+            return cls._in_memory(from_array(source, bands, value_range, nodata))
         if not isinstance(source, (str, os.PathLike)):
             raise ImageError(
                 f"an image cannot be read from {type(source).__name__}: give a path, a Pillow "
                 "image or a numpy array"
             )
-        return _from_file(os.fspath(source), bands, value_range)
+        return _from_file(os.fsdecode(source), bands, value_range, nodata)
 
     @classmethod
     def _in_memory(cls, picture: Picture) -> Scene:
@@ -246,10 +250,10 @@ def _clear_outside(view: NDArray[Any], box: NDArray[np.float32], height: int, wi
     view[:, :, (x < 0) | (x >= width)] = 0
 
 
-def _from_file(name: str, bands: Any, value_range: tuple[float, float] | None) -> Scene:
-    raster = Raster(name, bands, value_range)
-    path = None if name.startswith("/vsi") or "://" in name else Path(name)
-    notes = list(raster.notes)
+def _from_file(name: str, bands: Any, value_range: Any, nodata: float | None) -> Scene:
+    raster = Raster(name, bands, value_range, nodata)
+    path = Path(name) if os.path.exists(name) else None
+    notes = raster.notes
     try:
         limit = WHOLE_IMAGE_PX
         if raster.tiled and len(raster.levels) > 1:

@@ -102,14 +102,17 @@ def test_a_png_and_a_tiff_of_bytes_are_shown_as_they_are(tmp_path):
         assert notes == ()
 
 
+UNNAMED = ", the first of them, as nothing names all three colours"
+
+
 @pytest.mark.parametrize(
     ("count", "bands", "expected", "note"),
     [
         (1, None, (1, 1, 1), None),
-        (2, None, (1, 2, 2), "bands 1,2,2 of 2 taken as red, green, blue"),
+        (2, None, (1, 2, 2), f"bands 1,2,2 of 2 taken as red, green, blue{UNNAMED}"),
         (3, None, (1, 2, 3), None),
         (3, (3, 2, 1), (3, 2, 1), "bands 3,2,1 of 3 taken as red, green, blue"),
-        (4, None, (1, 2, 3), "bands 1,2,3 of 4 taken as red, green, blue"),
+        (4, None, (1, 2, 3), f"bands 1,2,3 of 4 taken as red, green, blue{UNNAMED}"),
         (8, (8, 4, 1), (8, 4, 1), "bands 8,4,1 of 8 taken as red, green, blue"),
         (8, (5,), (5, 5, 5), "band 5 of 8 shown as grey"),
     ],
@@ -131,7 +134,7 @@ def test_bands_that_the_file_labels_red_green_and_blue_are_taken_as_such(tmp_pat
     names = [ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.undefined]
     picture, notes = shown(write_tiff(tmp_path / "a.tif", image, interp=names))
     np.testing.assert_array_equal(picture, image[..., [2, 1, 0]])
-    assert notes == ("bands 3,2,1 of 4 taken as red, green, blue",)
+    assert notes == ("bands 3,2,1 of 4 taken as red, green, blue, by their colour interpretation",)
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "int32", "float32", "float64"])
