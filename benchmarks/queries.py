@@ -128,21 +128,28 @@ class _Counted:
 
 
 def query(
-    pipe: Pipeline, inside: Inside, image: Path, ask: Ask, budget: str | None, out: Path
+    pipe: Pipeline,
+    inside: Inside,
+    image: Path | str,
+    ask: Ask,
+    budget: str | None,
+    out: Path,
+    nodata: float | None = None,
 ) -> tuple[dict[str, float], Result]:
     """One whole query: milliseconds of `STAGES` and `DERIVED`, and the answer.
 
     Args:
         pipe: an open pipeline.
         inside: of this pipeline.
-        image: a file.
+        image: a file's path, or another name that `Pipeline.open` takes.
         ask: the question.
         budget: as of `SceneSession.ask`.
         out: where the answer's files go.
+        nodata: as of `Pipeline.open`.
     """
     inside.seconds = 0.0
     begin = time.perf_counter()
-    with pipe.open(image) as session:
+    with pipe.open(image, nodata=nodata) as session:
         opened = time.perf_counter()
         result = session.ask(ask.prompt, budget, ask.new_tokens, ask.prefix)
         answered = time.perf_counter()
@@ -176,11 +183,12 @@ def query(
 def measure(
     bundle: Bundle,
     pipes: Mapping[tuple[str, str], Pipeline],
-    images: Mapping[int, Path],
+    images: Mapping[int, Path | str],
     budgets: Sequence[str | None],
     ask: Ask,
     rounds: int,
     progress: Callable[[str], None] = lambda name: None,
+    nodata: float | None = None,
 ) -> list[Case]:
     """Times every combination, all of an image size in turn.
 
@@ -192,6 +200,7 @@ def measure(
         ask: the question.
         rounds: timed queries of each; one more warms up.
         progress: called with each case's name before a query.
+        nodata: of the images, as of `Pipeline.open`.
     """
     if not pipes or not images or not budgets or rounds < 1:
         raise InputError("nothing to measure: give an engine, an image, a budget and a round")
@@ -208,7 +217,7 @@ def measure(
                     fresh, before = reset_peak(), resident_mb()
                     used = energy.joules()
                     ms, case.last = query(
-                        pipes[key], inside[key], image, ask, case.budget, Path(folder)
+                        pipes[key], inside[key], image, ask, case.budget, Path(folder), nodata
                     )
                     spent = energy.joules()
                     if turn == 0:

@@ -27,6 +27,7 @@ def evaluate(
     budget: str | None = None,
     max_new_tokens: int = 64,
     progress: Callable[[str], None] = lambda name: None,
+    nodata: float | None = None,
 ) -> Report:
     """Asks a pipeline every question of a set.
 
@@ -38,6 +39,7 @@ def evaluate(
             name, `G+KxC`, or `Nt`. A grid alone (`14`) is one view without crops: PSC off.
         max_new_tokens: longest answer.
         progress: called with each picture's name as its questions begin.
+        nodata: of the pictures, as of `Pipeline.open`.
     """
     manifest = pipe.bundle.manifest
     records: list[Record] = []
@@ -45,7 +47,7 @@ def evaluate(
     result: Result | None = None
     for picture in dataset.pictures():
         progress(picture.name)
-        with pipe.open(picture.image) as session:
+        with pipe.open(picture.image, nodata=nodata) as session:
             for item in picture.items:
                 result = session.ask(prompt_of(item, session), budget, max_new_tokens)
                 records.append(weigh(picture.name, item, result, session, manifest.view.view_px))

@@ -8,12 +8,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.budgets import LEVELS
 from geomag_edge.cli.console import counted, print_json, steps, table
-from geomag_edge.cli.run import positive
+from geomag_edge.cli.run import IMAGE_HELP, add_nodata_argument, positive
 from geomag_edge.errors import InputError, OutputError
 from geomag_edge.manifest import Bundle
 from geomag_edge.staging import write_whole
@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", action="append", type=positive, metavar="PX",
         help=f"side of a rendered scene, may be repeated (default {SIZE_PX})",
     )  # fmt: skip
-    parser.add_argument("--image", type=Path, metavar="IMAGE", help="your own, in place of --size")
+    parser.add_argument(
+        "--image", metavar="IMAGE", help=f"your own, in place of --size: {IMAGE_HELP}"
+    )
+    add_nodata_argument(parser)
     parser.add_argument("--rounds", type=positive, default=15, metavar="N", help="(15)")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
     parser.add_argument("--prompt", default=None, metavar="TEXT")
@@ -86,7 +89,9 @@ def execute(args: argparse.Namespace) -> int:
     with _images(args) as images, _pipes(args, bundle) as (pipes, loaded):
         total = (args.rounds + 1) * len(images) * len(budgets) * len(pipes)
         with counted(total, "bench", "query") as progress:
-            cases = queries.measure(bundle, pipes, images, budgets, ask, args.rounds, progress)
+            cases = queries.measure(
+                bundle, pipes, images, budgets, ask, args.rounds, progress, args.nodata
+            )
         command = shlex.join(["geomag-edge", "bench", *_shown(args)])
         report = queries.report(bundle, cases, ask, args.rounds, command, host, loaded)
         written = _write(args, bundle, report, next(iter(pipes.values())))
@@ -149,19 +154,19 @@ def _pipes(
 
 
 @contextmanager
-def _images(args: argparse.Namespace) -> Iterator[dict[int, Path]]:
+def _images(args: argparse.Namespace) -> Iterator[dict[int, Path | str]]:
     """A file for each longer side: the user's own, or rendered tiled GeoTIFFs."""
     from geomag_edge.runtime.scene import Scene
     from geomag_edge.scenes import render_scene, write_scene
 
     if args.image:
-        with Scene.open(args.image) as scene:
+        with Scene.open(args.image, nodata=args.nodata) as scene:
             longer = max(scene.height, scene.width)
         yield {longer: args.image}
         return
     with tempfile.TemporaryDirectory(prefix="geomag-edge-bench.") as folder:
         sizes = sorted(dict.fromkeys(args.size or [SIZE_PX]))
-        made = {}
+        made: dict[int, Path | str] = {}
         with steps(len(sizes), "rendering") as progress:
             for px in sizes:
                 progress(f"{px} px")
@@ -175,7 +180,9 @@ def _shown(args: argparse.Namespace) -> list[str]:
     for name in ("engine", "precision", "budget", "size"):
         shown += [x for v in getattr(args, name) or [] for x in (f"--{name}", str(v))]
     if args.image:
-        shown += ["--image", args.image.name]
+        shown += ["--image", PurePosixPath(args.image).name]
+    if args.nodata is not None:
+        shown += [f"--nodata={args.nodata:g}"]
     if args.threads:
         shown += ["--threads", str(args.threads)]
     return [*shown, "--rounds", str(args.rounds)]

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.cli.console import counted, print_json, table
-from geomag_edge.cli.run import add_engine_arguments, open_pipeline, positive
+from geomag_edge.cli.run import (
+    add_engine_arguments,
+    add_nodata_argument,
+    open_pipeline,
+    positive,
+)
 
 if TYPE_CHECKING:
     from geomag_edge.calibration import Comparison, Dataset, Report
@@ -27,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the same tokens for every question: a level, G+KxC (12+4x8), Nt (200t), or a grid "
         "alone (16), which turns PSC off; default: what the model's router asks for",
     )  # fmt: skip
+    add_nodata_argument(parser)
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
     parser.add_argument(
@@ -78,7 +84,7 @@ def _ask(bundle: Any, dataset: Dataset, args: argparse.Namespace, title: str) ->
         open_pipeline(args, bundle) as pipe,
         counted(len(dataset), title, "picture") as progress,
     ):
-        return evaluate(pipe, dataset, args.budget, args.max_new_tokens, progress)
+        return evaluate(pipe, dataset, args.budget, args.max_new_tokens, progress, args.nodata)
 
 
 def report_text(report: Report) -> str:

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from geomag_edge.runtime.scene_session import Result, SceneSession
 
 
+IMAGE_HELP = "PNG, JPEG, GeoTIFF, ...: a path, a URL, or another name that GDAL reads"
+
+
+def add_nodata_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument that says which value of an image means no data."""
+    parser.add_argument(
+        "--nodata", type=float, metavar="V",
+        help="the value of pixels without data, where the image does not say it (--nodata=-9999)",
+    )  # fmt: skip
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that choose what runs the graphs."""
     parser.add_argument(
@@ -43,7 +54,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `run`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="PNG, JPEG, GeoTIFF, ...")
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("prompt", metavar="PROMPT")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR",
@@ -75,8 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bands", metavar="R,G,B", help="1-based band numbers, or one")
     parser.add_argument(
         "--range", metavar="LOW,HIGH", dest="value_range",
-        help="values shown as black and white, for other types than uint8",
+        help="values shown as black and white, for other types than uint8; six numbers: a pair "
+        "each for red, green and blue; default: each band's 2nd to 98th percentile "
+        "(--range=-25,0 if it begins with a minus)",
     )  # fmt: skip
+    add_nodata_argument(parser)
 
 
 def open_pipeline(args: argparse.Namespace, bundle: Bundle | None = None) -> Pipeline:
@@ -119,7 +133,7 @@ def execute(args: argparse.Namespace) -> None:
     if args.output and args.output.exists() and not args.output.is_dir():
         raise OutputError(f"{args.output} is a file: give a folder for the outputs")
     bands = _numbers(args.bands, int, "--bands", (1, 3))
-    value_range = _numbers(args.value_range, float, "--range", (2,))
+    value_range = _numbers(args.value_range, float, "--range", (2, 6))
     stream = not (args.json or args.sweep)  # a sweep's progress bar would wipe the text out
     if args.budget and args.latency_ms:
         raise InputError("--budget and --latency-ms exclude each other: give one of them")
@@ -128,7 +142,7 @@ def execute(args: argparse.Namespace) -> None:
     with open_pipeline(args) as pipe:
         deadline = _deadline(pipe, args)
         start = time.perf_counter()
-        with pipe.open(args.image, bands, value_range) as session:
+        with pipe.open(args.image, bands, value_range, args.nodata) as session:
             opened_ms = (time.perf_counter() - start) * 1e3
             with sweeping(session, args.sweep) as on_view:
                 result = session.ask(
@@ -193,8 +207,10 @@ def _numbers(text: str | None, kind: type, name: str, counts: tuple[int, ...]) -
 
 def describe(result: Result, image: Path | str) -> dict[str, Any]:
     """A result as plain data, as in answer.json."""
+    from geomag_edge.runtime.files import printable
+
     return {
-        "image": str(image),
+        "image": printable(str(image)),
         "prompt": result.prompt,
         "text": result.text,
         "granularity": result.granularity,

@@ -61,9 +61,9 @@ class FakePipe:
             ),
         )
 
-    def open(self, image):
+    def open(self, image, nodata=None):
         self.opened += 1
-        return FakeSession(Scene.open(image), self._ask)
+        return FakeSession(Scene.open(image, nodata=nodata), self._ask)
 
 
 @pytest.fixture(scope="session")
