@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes
 
 import rasterio
 from rasterio._err import CPLE_BaseError
@@ -130,6 +130,8 @@ def _explained(name: str, cause: str) -> str:
     missing = ("No such file", "does not exist in the file system")
     if any(m in cause for m in missing) and not os.path.exists(name):
         return f"no image at {name}: check the path"
+    if _REMOTE.search(name):
+        return f"cannot read {name}: {cause}; check the address, the network and your credentials"
     return (
         f"cannot read {name}: {cause}; check that the file is complete and is a PNG, JPEG, "
         "GeoTIFF or another raster that GDAL reads"
@@ -141,6 +143,9 @@ def _open(name: str, options: dict[str, Any]) -> Any:
         name.encode()
     except UnicodeEncodeError:  # rasterio speaks UTF-8 alone, a file system any bytes
         return rasterio.open(quote_from_bytes(os.fsencode(name)), opener=_AnyBytes(), **options)
+    path = unquote(name.removeprefix("file://"))
+    if name.startswith("file://") and os.path.exists(path):
+        name = path
     # rasterio takes the first part of a relative path for a host.
     archive = re.match(r"((?:zip|tar|gzip)(?:\+file)?://)([^/].*)", name)
     if archive:

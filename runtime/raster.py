@@ -173,7 +173,10 @@ class Raster:
         band = self._bands[0]
         if len(self._bands) > 1 or self._dataset.colorinterp[band - 1] != ColorInterp.palette:
             return None
-        table = self._dataset.colormap(band)
+        none: dict[int, tuple[int, int, int, int]] = {}
+        table = told(lambda: self._dataset.colormap(band), none, "its colour table", self.notes)
+        if not table:
+            return None
         colours = np.zeros((max(table) + 1, 4), np.uint8)
         for value, rgba in table.items():
             colours[value] = rgba
@@ -376,6 +379,5 @@ def georef_of(ds: Any, notes: list[str]) -> Georef:
 def _part(ds: Any, last: bool = False) -> str:
     """A part of a file, in words that a shell takes as they stand."""
     parts = {k: v for k, v in ds.tags(ns="SUBDATASETS").items() if k.endswith("_NAME")}
-    if not parts:
-        return ""
-    return f", such as {shlex.quote(list(parts.values())[-1 if last else 0])}"
+    names = [name for name in parts.values() if "/vsiriopener" not in name]  # only of this process
+    return f", such as {shlex.quote(names[-1 if last else 0])}" if names else ""

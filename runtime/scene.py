@@ -59,6 +59,7 @@ class Scene:
         self.georef = georef
         self.path = path
         self.notes = tuple(notes)
+        self._noted = len(self.notes)
 
     @classmethod
     def open(
@@ -135,6 +136,7 @@ class Scene:
                 tile[~valid] = colour
             view[:] = psc_crop(tile, local[None], mean_std, size, dtype)[0]
             _clear_outside(view, box, self.height, self.width)
+        self._note_late_warnings(self._raster)
         return views
 
     def resident(self, mean_std: NDArray[np.float32]) -> U8 | None:
@@ -153,6 +155,7 @@ class Scene:
         else:
             level, by = _level_for(self._raster, 1 / scale, None)
             picture, valid = self._raster.read(level, (0, 0, level.height, level.width), by)
+            self._note_late_warnings(self._raster)
             if valid is not None:
                 picture[~valid] = NO_DATA_GREY
             # The last averaged block may reach past the image's edge.
@@ -168,6 +171,11 @@ class Scene:
             self._image[~self._valid] = colour
             self._fill = colour
         return self._image
+
+    def _note_late_warnings(self, raster: Raster) -> None:
+        """What a decoder has warned of since the file was opened."""
+        self.notes += tuple(raster.notes[self._noted :])
+        self._noted = len(raster.notes)
 
     def close(self) -> None:
         """Closes the file, if one is open."""

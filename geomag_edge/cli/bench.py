@@ -180,7 +180,9 @@ def _shown(args: argparse.Namespace) -> list[str]:
     for name in ("engine", "precision", "budget", "size"):
         shown += [x for v in getattr(args, name) or [] for x in (f"--{name}", str(v))]
     if args.image:
-        shown += ["--image", PurePosixPath(args.image).name]
+        from geomag_edge.runtime.files import printable
+
+        shown += ["--image", printable(PurePosixPath(args.image).name)]
     if args.nodata is not None:
         shown += [f"--nodata={args.nodata:g}"]
     if args.threads:

@@ -15,6 +15,7 @@ from PIL import Image
 from rasterio.enums import Resampling
 
 from geomag_edge.errors import ImageError
+from geomag_edge.runtime import scene as scene_module
 from geomag_edge.runtime.scene import Scene
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -75,6 +76,7 @@ NAMES = {
     "path with a colon": lambda p: write_tiff(p / "T10:30.tif"),
     "path with signs of a URL": lambda p: write_tiff(p / "a?b#c%20d!e.tif"),
     "file URL": lambda p: "file://" + write_tiff(p / "a.tif"),
+    "file URL with signs": lambda p: "file://" + write_tiff(p / "a b.tif").replace(" ", "%20"),
     "zip URL": lambda p: f"zip://{p}/{zipped(p)}!in/a.tif",
     "relative zip URL": lambda p: f"zip://{zipped(p)}!in/a.tif",
     "zip as GDAL names it": lambda p: f"/vsizip/{p}/{zipped(p)}/in/a.tif",
@@ -185,6 +187,13 @@ def test_a_name_with_nothing_behind_it_is_said_to_have_none(tmp_path, kind):
     assert "\n" not in str(error.value)
 
 
+def test_an_address_that_nobody_answers_at_is_one_line(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(ImageError, match=r"cannot read http://127.*; check the address") as error:
+        Scene.open("http://127.0.0.1:9/a.tif")
+    assert "\n" not in str(error.value)
+
+
 def test_a_missing_source_of_a_vrt_is_not_mistaken_for_the_vrt(tmp_path):
     converted(tmp_path, "a.vrt", "VRT")
     with pytest.raises(ImageError, match=r"cannot read .*a\.vrt: .*source\.tif"):
@@ -247,6 +256,21 @@ def test_what_a_decoder_only_warns_of_is_a_note(tmp_path, capfd, kind):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_warning_that_comes_while_an_image_is_read_by_windows_is_a_note(tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_module, "WHOLE_IMAGE_PX", 0)
+    _, harm, warning = HARMLESS["JPEG, bytes before a restart"]
+    Image.fromarray(PICTURE).save(tmp_path / "a.jpg", restart_marker_blocks=4)
+    (tmp_path / "a.jpg").write_bytes(harm((tmp_path / "a.jpg").read_bytes()))
+    with Scene.open(tmp_path / "a.jpg") as scene:
+        assert scene.notes == ()
+        scene.notes = ("of the engine",)  # as a pipeline puts its own before them
+        for _ in range(2):
+            scene.crop(np.array([[0, 0, 80, 80]], np.float32), np.ones((2, 3), np.float32), 80)
+    assert scene.notes[0] == "of the engine"
+    assert warning in scene.notes[1]
+    assert len(scene.notes) == 2
+
+
 @pytest.mark.parametrize("ending", ["jpeg", "png", "gif", "bmp", "webp", "tif", "jp2"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_a_file_that_was_cut_short_is_refused_in_every_format(tmp_path, ending, share):
@@ -299,9 +323,19 @@ def test_what_a_file_says_garbled_of_itself_is_left_out_with_a_note(tmp_path, ca
     assert capfd.readouterr().err == ""
 
 
-def test_a_file_that_vanishes_between_reads_is_an_image_error(tmp_path, monkeypatch):
-    from geomag_edge.runtime import scene as scene_module
+def test_a_palette_without_colours_is_left_out_with_a_note(tmp_path):
+    grey = write_tiff(tmp_path / "a.tif", PICTURE[..., :1])
+    (tmp_path / "a.vrt").write_text(
+        '<VRTDataset rasterXSize="80" rasterYSize="60"><VRTRasterBand dataType="Byte" band="1">'
+        f"<ColorInterp>Palette</ColorInterp><SimpleSource><SourceFilename>{grey}</SourceFilename>"
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    with Scene.open(tmp_path / "a.vrt") as scene:
+        np.testing.assert_array_equal(scene.thumbnail(100)[0][..., 1], PICTURE[..., 0])
+        assert scene.notes[0].startswith("its colour table cannot be read and is left out: ")
 
+
+def test_a_file_that_vanishes_between_reads_is_an_image_error(tmp_path, monkeypatch):
     monkeypatch.setattr(scene_module, "WHOLE_IMAGE_PX", 0)
     folder = tmp_path / "a.zarr"
     converted(tmp_path, "a.zarr", "Zarr", BLOCKSIZE="1,20,20")
