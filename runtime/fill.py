@@ -48,7 +48,7 @@ class Fill:
             with np.errstate(invalid="ignore"):
                 valid = (np.abs(values) < IMPOSSIBLE).all(axis=0)  # neither NaN nor infinity
         if (value := self.stored(values.dtype)) is not None:
-            data = (values != value).any(axis=0)
+            data = np.asarray((~_holds(values, value)).any(axis=0))
             valid = data if valid is None else valid & data
         return None if valid is None or valid.all() else valid
 
@@ -82,6 +82,14 @@ class Suspect:
     value: Any
     share: float
     """Of the band's pixels that the file does not call invalid."""
+
+
+def _holds(values: NDArray[Any], value: Any) -> NDArray[np.bool_]:
+    """Where there is this value; floats may be off by what averaging in an overview rounds."""
+    if values.dtype.kind != "f":
+        return values == value
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.abs(values - value) <= 4 * np.finfo(values.dtype).eps * np.abs(value)
 
 
 def checked_nodata(nodata: float | None) -> Fill:
@@ -127,7 +135,7 @@ def samples_of(
         usable = data
         # A pixel is data where one band is, yet what fills the others is no value of theirs.
         for value in (Fill(own).stored(plane.dtype), fill.stored(plane.dtype)):
-            usable = usable if value is None else usable & (plane != value)
+            usable = usable if value is None else usable & ~_holds(plane, value)
         samples.append(Sample(plane[usable], on_frame[usable]))
     full = [s for s in samples if s.values.size]
     return [s if s.values.size else full[0] for s in samples] if full else samples
@@ -209,4 +217,7 @@ def impossible_note(values: NDArray[Any], valid: Valid) -> str | None:
     if not beyond.any():
         return None
     share = beyond.any(axis=0).mean()
-    return f"{share:.1%} of the pixels hold {values[beyond][0]:g}, no measurement: without data"
+    return (
+        f"{share:.1%} of the pixels hold values such as {values[beyond][0]:g}, which nothing "
+        "measures: they are without data"
+    )

@@ -6,6 +6,7 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rasterio.enums import Resampling
 
 from geomag_edge.errors import ImageError
 from geomag_edge.runtime import scene as scene_module
@@ -57,15 +58,15 @@ EXTREMES = [3.4028235e38, -3.4028235e38, 9.96921e36, 1e20, 9.999e20, -1e30, 1.7e
 
 
 @both_kinds
-@pytest.mark.parametrize("where", [TOP, STRAY], ids=["piece", "stray"])
+@pytest.mark.parametrize(("where", "share"), [(TOP, 40.0), (STRAY, 2.5)], ids=["piece", "stray"])
 @pytest.mark.parametrize("value", EXTREMES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_values_beyond_all_measurement_are_no_data(tmp_path, kind, where, value, dtype):
+def test_values_beyond_all_measurement_are_no_data(tmp_path, kind, where, share, value, dtype):
     values = land(dtype, 0.01, 0.4)
     picture, notes = opened(kind, tmp_path, without(values, where, value))
     assert (picture[where] == NO_DATA_GREY).all()
     assert picture[41:].std() > 50
-    assert "no measurement: without data" in notes[0]
+    assert notes[0].startswith(f"{share}% of the pixels hold values such as ")
 
 
 @both_kinds
@@ -194,6 +195,21 @@ def test_a_given_value_counts_in_windows_and_for_an_image_of_nothing_else(tmp_pa
         Scene.open(empty, nodata=5)
     with pytest.raises(ImageError, match="nodata 'x' is not usable: give one number"):
         Scene.open(empty, nodata="x")
+
+
+@pytest.mark.parametrize("way", [Resampling.average, Resampling.cubic, Resampling.gauss])
+@pytest.mark.parametrize("nodata", [-9999, -12345.678, 0, 3.4028235e38])
+def test_a_given_value_counts_in_overviews_of_any_kind(tmp_path, monkeypatch, way, nodata):
+    monkeypatch.setattr(scene_module, "WHOLE_IMAGE_PX", 0)
+    values = without(land("float32", 1, 2, (320, 320, 1)), np.s_[:160], np.float32(nodata))
+    path = as_file(tmp_path / "a.tif", values)
+    with rasterio.open(path, "r+") as ds:
+        ds.build_overviews([2, 4, 8], way)
+    with Scene.open(path, nodata=nodata) as scene:
+        for px in (40, 80, 160):
+            picture = scene.thumbnail(px)[0]
+            assert (picture[: px // 2 - 6] == NO_DATA_GREY).all()
+            assert (picture[px // 2 + 6 :] != NO_DATA_GREY).any()
 
 
 def test_nodata_of_one_band_alone_does_not_count_for_its_range(tmp_path):
