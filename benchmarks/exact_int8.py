@@ -202,7 +202,7 @@ def exact(layer: Layer, q: NDArray[np.float32]) -> NDArray[np.float64]:
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     feeds = {"x": q.astype(np.float64), "w": weight}
-    whole: NDArray[np.float64] = ReferenceEvaluator(model).run(None, feeds)[0]  # type: ignore[assignment]
+    whole = np.asarray(next(iter(ReferenceEvaluator(model).run(None, feeds))))
     scale = layer.weight_step.astype(np.float64) * layer.step
     return whole * (scale.reshape(1, -1, 1, 1) if whole.ndim == 4 else scale)
 

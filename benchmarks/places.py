@@ -220,7 +220,8 @@ def main() -> None:
     summary = {"places": len(lines) - 2, "worst_area_error": worst, "wrong_px": wrong}
     if args.output:
         text = __doc__.split("\n\n", 1)
-        head = f"# {text[0]}\n\n    python -m geomag_edge.benchmarks.places -o benchmarks/results/places.md\n"
+        command = "python -m geomag_edge.benchmarks.places -o benchmarks/results/places.md"
+        head = f"# {text[0]}\n\n    {command}\n"
         body = text[1].split("\n\n", 1)[1]
         args.output.write_text("\n".join([head, body, *lines, "", json.dumps(summary), ""]))
     print(json.dumps(summary))
