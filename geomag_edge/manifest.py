@@ -247,7 +247,10 @@ class Bundle:
         if not path.is_file():
             raise BundleError(f"the bundle lacks {name}: copy it again or export it again")
         if not path.resolve().is_relative_to(self.root.resolve()):
-            raise BundleError(f"{name} is a link that leaves the bundle, so it is not opened")
+            raise BundleError(
+                f"{name} is a link that leaves the bundle, so it is not opened: copy the bundle with "
+                "its files in place of links (cp -rL)"
+            )
         if sha256_of(path) != self.manifest.files[name]:
             raise BundleError(
                 f"{name} is not what was exported (sha256 differs): copy or export it again"
