@@ -248,8 +248,8 @@ class Bundle:
             raise BundleError(f"the bundle lacks {name}: copy it again or export it again")
         if not path.resolve().is_relative_to(self.root.resolve()):
             raise BundleError(
-                f"{name} is a link that leaves the bundle, so it is not opened: copy the bundle with "
-                "its files in place of links (cp -rL)"
+                f"{name} is a link that leaves the bundle, so it is not opened: copy the bundle "
+                "with files in place of links (cp -rL)"
             )
         if sha256_of(path) != self.manifest.files[name]:
             raise BundleError(
