@@ -193,9 +193,10 @@ def windows_of(grid: int, sizes: Sequence[int]) -> NDArray[np.int64]:
 
 
 def select_windows(
-    relevance: F32, view_box: F32, psc: PscSettings
+    relevance: F32, view_box: F32, psc: PscSettings, shares: F32 | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The window selection of `psc.onnx` in numpy: its readable specification and test oracle.
+    """The window selection of `psc.onnx` in numpy: its readable specification and test oracle, and
+    what chooses where a view shows pixels without data, of which the graph does not know.
 
     A window's score is its summed relevance over its side: the middle ground between the sum
     (which favours the largest window) and the mean (which favours the smallest).
@@ -204,17 +205,21 @@ def select_windows(
         relevance: f32[G,G] in 0..1, 0 where a patch lies outside the image.
         view_box: f32[4], the square that the map covers, in pixels.
         psc: window sizes, number of crops, overlap.
+        shares: f32[G,G], the share of each patch that holds data (`patch_shares`), by which its
+            relevance counts; a window without any is never chosen. None where all of it does.
 
     Returns:
         boxes f32[K,4] in pixels, scores f32[K]; -1 marks a box that exists only to fill K.
     """
+    if shares is not None:
+        relevance = relevance * shares
     grid = relevance.shape[0]
     windows = windows_of(grid, psc.windows)
-    integral = np.zeros((grid + 1, grid + 1), np.float32)
-    integral[1:, 1:] = relevance.astype(np.float32).cumsum(0).cumsum(1)
-    r0, c0, r1, c1 = windows.T
-    total = integral[r1, c1] - integral[r0, c1] - integral[r1, c0] + integral[r0, c0]
-    scores = total / (r1 - r0).astype(np.float32)
+    scores = _window_sums(relevance.astype(np.float32), windows)
+    scores /= (windows[:, 2] - windows[:, 0]).astype(np.float32)
+    if shares is not None:
+        has_data = _window_sums((shares > 0).astype(np.int64), windows) > 0
+        scores = np.where(has_data, np.maximum(scores, 0), np.float32(-1))
     cell = np.float32((view_box[2] - view_box[0]) / np.float32(grid))
     corners = windows[:, [1, 0, 3, 2]].astype(np.float32)  # x0,y0,x1,y1 in patches
     boxes, kept = [], []
@@ -224,3 +229,10 @@ def select_windows(
         kept.append(scores[best])
         scores = np.where(iou_with(corners[best], corners) > psc.overlap, np.float32(-1), scores)
     return np.array(boxes, np.float32), np.array(kept, np.float32)
+
+
+def _window_sums(patches: NDArray, windows: NDArray[np.int64]) -> NDArray:
+    """Sums of a map [G,G] over windows [Nw,4], by its integral image -> [Nw]."""
+    integral = np.pad(patches.cumsum(0).cumsum(1), (1, 0))
+    r0, c0, r1, c1 = windows.T
+    return integral[r1, c1] - integral[r0, c1] - integral[r1, c0] + integral[r0, c0]
