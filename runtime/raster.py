@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -350,6 +350,15 @@ class Raster:
             for r in rows.tolist()
             for c in cols.tolist()
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        levels = [replace(level, dataset=None) for level in self.levels]
+        return self.__dict__ | {"_dataset": None, "levels": levels}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy (`copy.copy`, or one in another process) has handles of its own."""
+        self.__dict__ |= state
+        self._dataset = self.levels[0].dataset = open_raster(self.name)
 
     def close(self) -> None:
         """Closes the file and its overviews."""

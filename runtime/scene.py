@@ -1,14 +1,18 @@
 """A scene: any image as u8 RGB, from which views are cut at full resolution.
 
 Pixels without data (nodata, mask, alpha 0, NaN, infinity) become the mean colour of `mean_std`
-before a view is cut, so that they are zero, to within rounding to a byte, after normalisation.
+before a view is cut, so that they are zero, to within rounding to a byte, after normalisation, and
+add nothing to their neighbours. In the view they are then continued from what has data
+(`geomag_edge.nodata.fill_view`).
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,12 @@ from PIL import Image
 from geomag_edge.cpp_ext import psc_crop
 from geomag_edge.cpp_ext.checks import checked_boxes, checked_mean_std
 from geomag_edge.errors import ImageError
+from geomag_edge.nodata import fill_view
 
 from .arrays import Picture, from_array, from_pillow
 from .pixels import TILE_PX, U8, Valid, nothing_valid
 from .raster import Georef, Level, Raster
+from .validity import Validity
 
 __all__ = ["Georef", "Scene"]
 
@@ -30,6 +36,8 @@ WHOLE_IMAGE_PX = 64_000_000
 """Images of up to this many pixels are held in memory; larger files are read by windows."""
 WHOLE_IMAGE_WITH_OVERVIEWS_PX = 6_000_000
 """The same for tiled files with overviews, where windows are read in less time than the whole."""
+VALIDITY_PX = 2048
+"""Longer side, at least, of the coarse look that says where a large file holds data."""
 NO_DATA_GREY = 236
 """Shown for pixels without data in a thumbnail."""
 
@@ -120,12 +128,23 @@ class Scene:
             dtype: "float32" or what else `psc_crop` offers.
 
         Returns:
-            Normalised views [K,3,S,S]; 0 outside the image.
+            Normalised views [K,3,S,S]; 0 outside the image, and where a view has no data at all.
         """
         colour = _fill_colour(mean_std)
-        if self._raster is None:
-            return psc_crop(self._filled(colour), boxes, mean_std, size, dtype)
+        blank = (np.array(colour) / 255 - mean_std[0]) / mean_std[1]
         boxes = checked_boxes(boxes)
+        if self._raster is None:
+            views = psc_crop(self._filled(colour), boxes, mean_std, size, dtype)
+            if self.validity is not None:
+                for view, box in zip(views, boxes, strict=True):
+                    margin = (box[2:] - box[:2]) / size + 1  # as far as the filter reaches
+                    wide = np.concatenate([box[:2] - margin, box[2:] + margin])
+                    valid, (row, col) = self.validity.around(wide)
+                    if valid is not None:
+                        local = box - np.array([col, row, col, row], np.float32)
+                        _fill(view, valid, local, blank)
+                        _clear_outside(view, box, self.height, self.width)
+            return views
         views = np.zeros((len(boxes), 3, size, size), dtype)
         for view, box in zip(views, boxes, strict=True):
             found = _tile(self._raster, box, size)
@@ -135,13 +154,16 @@ class Scene:
             if valid is not None:
                 tile[~valid] = colour
             view[:] = psc_crop(tile, local[None], mean_std, size, dtype)[0]
+            if valid is not None:
+                _fill(view, valid, local, blank)
             _clear_outside(view, box, self.height, self.width)
         self._note_late_warnings(self._raster)
         return views
 
     def resident(self, mean_std: NDArray[np.float32]) -> U8 | None:
-        """The image u8[H,W,3] as `crop` reads it, or None where it is read by windows."""
-        if self._raster is not None:
+        """The image u8[H,W,3] of which `psc_crop` makes what `crop` does, or None: it is read by
+        windows, or holds pixels without data."""
+        if self._raster is not None or self.validity is not None:
             return None
         return self._filled(_fill_colour(mean_std))
 
@@ -163,6 +185,22 @@ class Scene:
         box = (0.0, 0.0, min(across, picture.shape[1]), min(down, picture.shape[0]))
         kind = Image.Resampling.BILINEAR
         return np.asarray(Image.fromarray(picture).resize(size, kind, box, 3.0)), scale
+
+    @cached_property
+    def validity(self) -> Validity | None:
+        """Which pixels hold data, or None where all of them do or the file cannot tell.
+
+        It stays usable after the scene is closed, and in other threads.
+        """
+        shape = self.height, self.width
+        if self._raster is None:
+            return None if self._valid is None else Validity(shape, self._valid)
+        if self._raster.always_valid:
+            return None
+        own = copy.copy(self._raster)
+        level, by = _level_for(own, max(shape) / VALIDITY_PX, None)
+        valid = own.read(level, (0, 0, level.height, level.width), by)[1]
+        return Validity(shape, own, (valid, (level.factor[0] * by, level.factor[1] * by)))
 
     def _filled(self, colour: tuple[int, int, int]) -> U8:
         """The image in memory with `colour` where there is no data."""
@@ -244,10 +282,29 @@ def _span(low: float, high: float, size: int, extent: int, by: int) -> tuple[int
     return min(first, (extent - 1) // by * by), min(extent, (math.ceil(high) + margin) * by)
 
 
+def _fill(
+    view: NDArray[Any], valid: NDArray[np.bool_], box: NDArray[np.float32], blank: NDArray[Any]
+) -> None:
+    """Continues a view where `valid` bool[h,w], of the part that it was cut from, says no.
+
+    `box` is in the part's own pixels, `blank` is what the view shows there. The same filter that
+    made the view says how much of each of its pixels is data.
+    """
+    size = view.shape[-1]
+    by = max(1, int(min(box[2] - box[0], box[3] - box[1]) / size / 2))
+    by = by if valid.size > TILE_PX else 1
+    data = Image.fromarray(valid.view(np.uint8) * np.uint8(255)).reduce(by)
+    grey = np.repeat(np.asarray(data)[..., None], 3, axis=2)
+    as_it_is = np.array([[0, 0, 0], [1, 1, 1]], np.float32)
+    shares = psc_crop(grey, box[None] / np.float32(by), as_it_is, size)[0, 0]
+    view[:] = fill_view(view, shares, blank)
+
+
 def _clear_outside(view: NDArray[Any], box: NDArray[np.float32], height: int, width: int) -> None:
     """Zeroes pixels of a view whose centres lie outside the image.
 
-    At level 0 the kernel has done so; the last averaged block may reach past the true edge.
+    The kernel has done so, but the last averaged block may reach past the true edge, and what was
+    filled in has no edge.
     """
     size = view.shape[-1]
     steps = np.arange(size) + 0.5
