@@ -262,6 +262,19 @@ def prompt_with_box(prompt: str, box: Sequence[float], height: int, width: int) 
 _BOX = re.compile(rf"<box>{_NUMBER}:{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}</box>")
 
 
+def prompt_in_view(prompt: str, view_box: Sequence[float], height: int, width: int) -> str:
+    """A prompt whose boxes are of the whole view (`prompt_with_box`), for a global view of only a
+    part of the image, `view_box` in px."""
+    whole = global_box(height, width).tolist()
+
+    def moved(match: re.Match[str]) -> str:
+        view, *local = (int(x) for x in match.groups())
+        box = view_to_image(whole, [v / 1000 for v in local])
+        return match[0] if view else box_markup(0, image_to_view(view_box, box))
+
+    return _BOX.sub(moved, prompt)
+
+
 def named_boxes(
     text: str, view_boxes: NDArray[np.float32], height: int, width: int
 ) -> list[tuple[list[float] | None, int | None]]:

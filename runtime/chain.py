@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Manifest
+from geomag_edge.nodata import look_on_data
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.engine import Engine, Session
 from geomag_edge.runtime.masks import MaskMaps
@@ -104,15 +105,24 @@ class Chain:
     def select(
         self, view: Views, index: int, prompt_ids: NDArray, scene: Scene
     ) -> dict[str, NDArray]:
-        """PSC's look into one encoded view: granularity, relevance, boxes, scores."""
-        return self.sessions["psc_select"].run(
+        """PSC's look into one encoded view: granularity, relevance, boxes, scores; nothing is
+        relevant, and no box chosen, where there is no data."""
+        box, size = view.boxes[index], (scene.height, scene.width)
+        seen = self.sessions["psc_select"].run(
             {
                 "embeds": view.embeds[index : index + 1],
                 "prompt_ids": prompt_ids,
-                "view_box": view.boxes[index],
-                "image_shape": np.array([scene.height, scene.width, 3], np.int64),
+                "view_box": box,
+                "image_shape": np.array([*size, 3], np.int64),
             }
         )
+        look = seen["relevance"], seen["boxes"], seen["scores"]
+        validity = scene.validity
+        shares = None if validity is None else validity.shares(box, len(look[0]))
+        relevance, boxes, scores = look_on_data(look, box, size, self.manifest.psc, shares)
+        if validity is not None:  # a file's coarse look may have been kind to a window's edge
+            scores = np.where(validity.has_data(boxes), scores, np.float32(-1))
+        return seen | {"relevance": relevance, "boxes": boxes, "scores": scores}
 
     def project(self, views: Views, grid: int, scene: Scene) -> Any:
         """Views -> visual tokens [n*grid*grid, D], view by view."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +23,14 @@ Rect = tuple[int, int, int, int]
 
 BLOCK_PX = 512
 """Side of the blocks in which large masks are computed."""
+
+
+class Validity(Protocol):
+    """What is needed of `geomag_edge.runtime.validity.Validity`."""
+
+    def clear(self, inside: Bools, y: Coordinates, x: Coordinates) -> None:
+        """Makes `inside` False where there is no data."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,8 @@ class Mask:
     A pixel's value is the bilinear interpolation of the logits at the pixel's centre (logits sit at
     the centres of their cells and are clamped at the view's edge); above 0 is inside. Views with
     larger cells come first and finer ones overwrite them inside their boxes; equal ones in the
-    order of quality, the best last.
+    order of quality, the best last. A pixel without data is never inside; in a file that is read by
+    windows this is found out when a mask is looked at, for which the file must still be there.
     """
 
     def __init__(
@@ -89,6 +98,7 @@ class Mask:
         logits: ArrayLike,
         quality: ArrayLike,
         score: float,
+        validity: Validity | None = None,
     ) -> None:
         """Takes the views of one mask.
 
@@ -98,9 +108,11 @@ class Mask:
             logits: f32[n,M,M]; NaN counts as background.
             quality: f32[n], predicted quality of each view's mask.
             score: of the whole mask.
+            validity: pixels without data are never inside; None where all hold data.
         """
         self.shape = (int(shape[0]), int(shape[1]))
         self.score = float(score)
+        self.validity = validity
         boxes = np.asarray(boxes, np.float64)
         # Half-precision engines may overflow to infinity, which must not turn into NaN later.
         logits = np.nan_to_num(np.asarray(logits, np.float32), nan=-1e4, posinf=1e4, neginf=-1e4)
@@ -148,14 +160,22 @@ class Mask:
 
         The centre of pixel (row, col) is y = row + 0.5, x = col + 0.5.
         """
-        return self._pasted(np.zeros((len(y), len(x)), bool), y, x)
+        inside = self._pasted(np.zeros((len(y), len(x)), bool), y, x)
+        if self.validity is not None:
+            self.validity.clear(inside, y, x)
+        return inside
 
     def logits_at(self, y: Coordinates, x: Coordinates) -> F32:
         """The logits at image coordinates: f32[len(y), len(x)]; `at` is where they exceed 0.
 
-        -inf where no view looks.
+        -inf where no view looks, or where one would see something on pixels without data.
         """
-        return self._pasted(np.full((len(y), len(x)), -np.inf, np.float32), y, x)
+        logits = self._pasted(np.full((len(y), len(x)), -np.inf, np.float32), y, x)
+        if self.validity is not None:
+            inside = logits > 0
+            self.validity.clear(inside, y, x)
+            logits[(logits > 0) & ~inside] = -np.inf
+        return logits
 
     def _pasted(self, out: Any, y: Coordinates, x: Coordinates) -> Any:
         """All views over `out`, coarse ones first; of a sweep's many most lie elsewhere."""
@@ -225,7 +245,9 @@ class MaskMaps:
     quality: F32
 
 
-def joined_masks(maps: Sequence[MaskMaps], shape: tuple[int, int]) -> list[Mask]:
+def joined_masks(
+    maps: Sequence[MaskMaps], shape: tuple[int, int], validity: Validity | None = None
+) -> list[Mask]:
     """One mask of an image of `shape` H, W for each query, from all its views.
 
     Its score is the best quality among the first maps, the answer's own look: the best of a sweep's
@@ -235,7 +257,7 @@ def joined_masks(maps: Sequence[MaskMaps], shape: tuple[int, int]) -> list[Mask]
     logits = np.concatenate([part.logits for part in maps], axis=1)
     quality = np.concatenate([part.quality for part in maps], axis=1)
     return [
-        Mask(shape, boxes, one, its_quality, score=float(own.max()))
+        Mask(shape, boxes, one, its_quality, float(own.max()), validity)
         for one, its_quality, own in zip(logits, quality, maps[0].quality, strict=True)
     ]
 

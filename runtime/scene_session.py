@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 
 from geomag_edge.budgets import LEVELS, TokenBudget, check_budget, parse_budget
 from geomag_edge.errors import BudgetError, EngineError, PromptError
-from geomag_edge.prompts import PromptCoder
+from geomag_edge.nodata import data_view
+from geomag_edge.prompts import PromptCoder, prompt_in_view
 from geomag_edge.runtime.chain import F32, Chain, Stopwatch, Views
 from geomag_edge.runtime.deadline import Deadline
 from geomag_edge.runtime.decode import Decoded, decode_greedily
@@ -37,9 +40,12 @@ class Result:
         granularity_probabilities: of each level.
         budget: the token budget that ran (the level's own, unless another was asked for).
         boxes: [x0,y0,x1,y1] in pixels of the image, for each box in the text; a box right after
-            a [SEG] is that mask's own (`mask_boxes`), finer than the digits of the text.
-        masks: one `Mask` for each [SEG] in the text; `numpy.asarray(mask)` is bool [H,W].
-        relevance: f32[G,G] over the centred square of the image's longer side (`view_box`).
+            a [SEG] is that mask's own (`mask_boxes`), finer than the digits of the text. Cut to
+            the pixels that hold data; a box without any is left out.
+        masks: one `Mask` for each [SEG] in the text; `numpy.asarray(mask)` is bool [H,W], never
+            True on a pixel without data. Usable after the image is closed.
+        relevance: f32[G,G] over `view_box`: the centred square of the image's longer side, or a
+            smaller one where all data lies in a part of the image. 0 where there is no data.
         crop_boxes: f32[k,4] px, what PSC magnified, coarse levels first.
         token_ids: the answer's ids.
         stopped: "end", "length" or "deadline".
@@ -47,7 +53,8 @@ class Result:
         providers: what ran each graph.
         notes: plain remarks on how the input was read.
         deadline: planned against actual and what was given up, where a latency was asked for.
-        sweep: side of the views in px, how many were looked at for masks, and of how many.
+        sweep: side of the views in px, how many were looked at for masks, and of how many that
+            show data.
     """
 
     prompt: str
@@ -127,7 +134,7 @@ class SceneSession:
             raise BudgetError("a sweep takes as long as it takes: give no time")
         chain, scene, manifest = self.chain, self.scene, self.chain.manifest
         size = scene.height, scene.width
-        sweep_views = 0 if sweep_px is None else len(sweep_boxes(*size, sweep_px))
+        sweep_views = 0 if sweep_px is None else self._views_of_sweep(sweep_px)
         watch = Stopwatch(chain.values)
         coder, settings = chain.coder, chain.coder.settings
         if not chain.sessions:
@@ -139,16 +146,19 @@ class SceneSession:
                 f"never trained: {', '.join(manifest.untrained)}; the answer means nothing yet"
             )
         prompt = coder.check(prompt)
-        before, after = coder.around_image(prompt)
+        shown = prompt
+        if not np.array_equal(self.global_view, global_box(*size)):
+            shown = prompt_in_view(prompt, self.global_view.tolist(), *size)
+        before, after = coder.around_image(shown)
         prefix = coder.prefix_ids(answer_prefix)
-        prompt_ids, cut = coder.psc_ids(prompt)
+        prompt_ids, cut = coder.psc_ids(shown)
         if cut:
             notes.append(
                 f"the prompt is longer than PSC's {settings.psc_context} tokens; crops were "
                 "chosen from its beginning"
             )
 
-        whole = self.views(global_box(scene.height, scene.width)[None], watch)
+        whole = self.views(self.global_view[None], watch)
         with watch("select"):
             seen = chain.select(whole, 0, prompt_ids, scene)
         odds = _softmax(seen["granularity"][0].astype(np.float64))
@@ -200,9 +210,14 @@ class SceneSession:
             masks = []
             if len(decoded.queries):
                 looked = chain.mask_maps(every, decoded.queries)
-                masks = joined_masks([looked, *swept], (scene.height, scene.width))
+                masks = joined_masks([looked, *swept], size, scene.validity)
             text = coder.decode(decoded.ids)
-            boxes = answer_boxes(text, every.boxes, masks, scene.height, scene.width)
+            boxes = answer_boxes(text, every.boxes, masks, *size)
+            if scene.validity is not None:
+                on_data = [scene.validity.box_of_data(box) for box in boxes]
+                boxes = [box for box in on_data if box is not None]
+        if missing := _what_is_missing(text, level, prompt, masks, boxes, decoded.stopped):
+            notes.append(missing)
         timings_ms = before_mask | {"prefill": decoded.prefill_ms, "decode": decoded.decode_ms}
         timings_ms |= {stage: watch.ms[stage] for stage in ("sweep", "mask") if stage in watch.ms}
         timings_ms["total"] = (time.perf_counter() - start) * 1e3
@@ -214,12 +229,21 @@ class SceneSession:
         found.sweep = sweep_report
         return found
 
+    @cached_property
+    def global_view(self) -> F32:
+        """f32[4] px, the square around all of the image that holds data."""
+        height, width = self.scene.height, self.scene.width
+        whole = global_box(height, width)
+        validity = self.scene.validity
+        data = None if validity is None else validity.box_of_data(whole)
+        return whole if data is None else data_view(data, height, width)
+
     @property
     def levels(self) -> int:
         """PSC's looks at an image of this size."""
-        view, scene = self.chain.manifest.view, self.scene
-        psc = self.chain.manifest.psc
-        return useful_levels(scene.height, scene.width, view.view_px, view.grid, psc)
+        view, psc = self.chain.manifest.view, self.chain.manifest.psc
+        side = math.ceil(self.global_view[2] - self.global_view[0])
+        return useful_levels(side, side, view.view_px, view.grid, psc)
 
     def _budget(self, wanted: str | int | TokenBudget | None, level: str) -> TokenBudget:
         manifest = self.chain.manifest
@@ -276,8 +300,17 @@ class SceneSession:
         def masks(views: Views) -> MaskMaps:
             return chain.mask_maps(views, queries)
 
-        size = scene.height, scene.width
-        return sweep(glance, masks, size, side_px, chain.manifest.psc.max_crops, on_view)
+        size, validity = (scene.height, scene.width), scene.validity
+        return sweep(
+            glance, masks, size, side_px, chain.manifest.psc.max_crops, on_view,
+            None if validity is None else validity.has_data,
+        )  # fmt: skip
+
+    def _views_of_sweep(self, side_px: int) -> int:
+        """How many views a sweep has that show any data."""
+        boxes = sweep_boxes(self.scene.height, self.scene.width, side_px)
+        validity = self.scene.validity
+        return len(boxes) if validity is None else int(validity.has_data(boxes).sum())
 
     def _result(
         self, prompt: str, text: str, decoded: Decoded, level: str, odds: NDArray,
@@ -336,6 +369,23 @@ def _why_not_swept(side_px: int, views: int, queries: int) -> str:
     if not views:
         return f"nothing was swept: the image is not larger than one view of {side_px} px"
     return f"the sweep found nothing: PSC sees nothing of the prompt in views of {side_px} px"
+
+
+def _what_is_missing(
+    text: str, level: str, prompt: str, masks: list[Mask], boxes: list[list[float]], stopped: str
+) -> str | None:
+    """A remark on an answer that does not hold what its task is about."""
+    if stopped == "deadline":
+        return None  # the deadline's own report says it
+    cut = "; it was cut at the most tokens that were allowed" if stopped == "length" else ""
+    if not text:
+        return f"the answer is empty: the model said nothing{cut}"
+    if level == "pixel" and not masks:
+        return f"the task was taken for one of pixels, but the answer has no [SEG], so no mask{cut}"
+    about_a_box = "<box>" in prompt
+    if level == "region" and not boxes and not masks and not about_a_box:
+        return f"the task was taken for one of regions, but the answer has no box{cut}"
+    return None
 
 
 def _softmax(logits: NDArray) -> NDArray:

@@ -106,6 +106,7 @@ def sweep(
     side_px: int,
     batch: int,
     on_view: Callable[[str], None] = lambda name: None,
+    has_data: Callable[[NDArray[np.float32]], NDArray[np.bool_]] | None = None,
 ) -> tuple[list[MaskMaps], int]:
     """The mask head's word on every view that PSC finds worth a look.
 
@@ -117,6 +118,8 @@ def sweep(
         batch: at most so many views at once.
         on_view: called with each view's corner as its turn comes, the coarse ones first, and at
             once for those that are passed over.
+        has_data: which of boxes f32[n,4] show any pixel with data; the others are passed over.
+            None where all do.
 
     Returns:
         the masks, and how many views were looked at for them.
@@ -125,9 +128,12 @@ def sweep(
     if not len(boxes):
         return [], 0
     worth = np.zeros(len(boxes), bool)
-    for part in _batches(coarse, batch, on_view):
+    shown = np.ones(len(coarse), bool) if has_data is None else has_data(coarse)
+    for part in _batches(coarse[shown], batch, on_view):
         worth |= worth_a_look(boxes, part, glance(part)[1])
-    for box in boxes[~worth]:
+    if has_data is not None and worth.any():
+        worth[worth] = has_data(boxes[worth])
+    for box in (*coarse[~shown], *boxes[~worth]):
         on_view(_name(box))
     found = []
     for part in _batches(boxes[worth], batch, on_view):

@@ -1,19 +1,23 @@
 """The chain on ONNX Runtime: PyTorch's answers, shared views, budgets, streaming, limits."""
 
+import re
+
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from geomag_edge import Pipeline
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import BudgetError, PromptError
 from geomag_edge.manifest import Bundle
+from geomag_edge.prompts import prompt_with_box
 from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.engine import open_engine
 from geomag_edge.runtime.masks import mask_iou
 from geomag_edge.runtime.reference import RecordingEngine
 from geomag_edge.runtime.scene import Scene
-from geomag_edge.runtime.scene_session import SceneSession, _streamer
+from geomag_edge.runtime.scene_session import SceneSession, _streamer, _what_is_missing
 
 PROMPT = "segment the ships near the pier"
 BUDGETS = [None, "image", "region", "pixel", "1", "4", "2+1x4", "4+2x3", "4+4x4", "9t", "200t"]
@@ -266,3 +270,145 @@ def test_a_prompt_is_answered_alike_however_it_is_typed_and_stays_as_it_was_type
     assert typed.token_ids == plain.token_ids
     assert typed.granularity_probabilities == plain.granularity_probabilities
     assert np.array_equal(typed.crop_boxes, plain.crop_boxes)
+
+
+def collar(picture):
+    """Data in a tilted square and in one pixel far from it: bool[H,W]."""
+    height, width = picture.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    valid = abs(x - 120) + abs(y - 150) < 100
+    valid[300, 390] = True
+    return valid
+
+
+def masked(picture, valid):
+    return np.ma.MaskedArray(
+        np.where(valid[..., None], picture, 0), np.repeat(~valid[..., None], 3, 2)
+    )
+
+
+def rgba(picture, valid):
+    return Image.fromarray(np.dstack([picture, valid * np.uint8(255)]), "RGBA")
+
+
+@pytest.mark.parametrize("kind", [masked, rgba])
+@pytest.mark.parametrize("budget", ["4+2x4", "4+4x4", "4+4x2"])
+def test_nothing_of_an_answer_lies_where_there_is_no_data(pipe, picture, kind, budget):
+    valid = collar(picture)
+    prefix = "at <box>0:000,000,200,200</box> <box>0:500,300,900,999</box> [SEG] [SEG]"
+    answer = pipe(kind(picture, valid), PROMPT, budget, 1, prefix)
+    for mask in answer.masks:
+        assert not np.asarray(mask)[~valid].any()
+    assert len(answer.crop_boxes)
+    for x0, y0, x1, y1 in [*answer.crop_boxes.tolist(), *answer.boxes]:
+        rows, cols = (slice(max(0, int(a)), int(np.ceil(b))) for a, b in ((y0, y1), (x0, x1)))
+        assert valid[rows, cols].any()
+    assert len(answer.boxes) == 1  # the first of the two shows no data
+
+
+def test_a_scene_in_a_collar_is_looked_at_as_if_it_were_cut_out(pipe, picture):
+    inner = np.ascontiguousarray(picture[60:260, 100:300])
+    bare = pipe(inner, PROMPT, "4+4x3", 6, "[SEG]")
+    valid = np.zeros(picture.shape[:2], bool)
+    valid[60:260, 100:300] = True
+    answers = [
+        pipe(rgba(np.where(valid[..., None], picture, np.uint8(hidden)), valid), PROMPT, "4+4x3", 6)
+        for hidden in (0, 77)
+    ]
+    for answer in answers:
+        assert answer.view_box.tolist() == [100, 60, 300, 260]
+        np.testing.assert_array_equal(answer.crop_boxes - [100, 60, 100, 60], bare.crop_boxes)
+        # The pixels along a view's edges are mixed with what lies beyond, or with nothing.
+        np.testing.assert_allclose(answer.relevance, bare.relevance, atol=0.02)
+    np.testing.assert_array_equal(answers[0].relevance, answers[1].relevance)
+    assert answers[0].token_ids == answers[1].token_ids
+
+
+def test_an_image_that_could_hide_pixels_and_hides_none_answers_as_ever(pipe, picture):
+    plain = pipe(picture, PROMPT, "4+4x3", 6, "[SEG]")
+    opaque = pipe(rgba(picture, np.ones(picture.shape[:2], bool)), PROMPT, "4+4x3", 6, "[SEG]")
+    for name in ("crop_boxes", "crop_scores", "relevance", "view_box"):
+        np.testing.assert_array_equal(getattr(opaque, name), getattr(plain, name))
+    assert opaque.token_ids == plain.token_ids
+    np.testing.assert_array_equal(np.asarray(opaque.masks[0]), np.asarray(plain.masks[0]))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 500), (500, 3), (5, 7)])
+def test_a_thin_or_tiny_image_is_looked_at_where_it_is(pipe, picture, shape):
+    image = np.ascontiguousarray(np.resize(picture, (*shape, 3)))
+    for valid in (None, np.arange(shape[0] * shape[1]).reshape(shape) == 0):
+        source = image if valid is None else rgba(image, valid)
+        answer = pipe(source, PROMPT, "4+4x2", 1, "[SEG]")
+        boxes = answer.crop_boxes
+        assert (boxes[:, :2] < [shape[1], shape[0]]).all()
+        assert (boxes[:, 2:] > 0).all()
+
+
+def test_a_box_in_the_prompt_is_said_in_the_frame_that_is_shown(recording, picture):
+    valid = np.zeros(picture.shape[:2], bool)
+    valid[60:260, 100:300] = True
+    told = []
+    ids = recording.coder.around_image
+
+    def remember(prompt):
+        told.append(prompt)
+        return ids(prompt)
+
+    recording.coder.around_image = remember
+    try:
+        with SceneSession(recording, Scene.open(rgba(picture, valid))) as session:
+            prompt = prompt_with_box("what is this?", (120, 80, 160, 100), *picture.shape[:2])
+            answer = session.ask(prompt, "4", 1)
+    finally:
+        recording.coder.around_image = ids
+    assert answer.prompt == prompt
+    assert told == ["what is this? <box>0:100,100,300,200</box>"]
+
+
+def test_the_masks_of_a_file_read_by_windows_stay_clear_of_nodata(
+    pipe, picture, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("geomag_edge.runtime.scene.WHOLE_IMAGE_PX", 0)
+    valid = collar(picture)
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", height=320, width=400, count=3, dtype="uint8",
+        nodata=0,
+    ) as out:  # fmt: skip
+        out.write(np.moveaxis(np.where(valid[..., None], np.maximum(picture, 1), 0), -1, 0))
+    answer = pipe(tmp_path / "a.tif", PROMPT, "4+4x4", 1, "[SEG]")
+    assert not np.asarray(answer.masks[0])[~valid].any()
+    memory = pipe(masked(np.maximum(picture, 1), valid), PROMPT, "4+4x4", 1, "[SEG]")
+    np.testing.assert_array_equal(answer.crop_boxes, memory.crop_boxes)
+
+
+BOX = [[1.0, 2.0, 3.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (("there is no pier", "pixel", "pier", [], [], "end"), "no .SEG., so no mask"),
+        (("a pier", "pixel", "pier", [], BOX, "end"), "no .SEG., so no mask"),
+        (("the", "pixel", "pier", [], [], "length"), "no mask; it was cut"),
+        (("a pier", "region", "find the pier", [], [], "end"), "no box"),
+        (("", "pixel", "pier", [], [], "end"), "is empty"),
+        (("", "image", "pier", [], [], "end"), "is empty"),
+        (("", "image", "pier", [], [], "deadline"), None),
+        (("the", "pixel", "pier", [], [], "deadline"), None),
+        (("a pier", "image", "pier", [], [], "end"), None),
+        (("a pier", "region", "what is <box>0:1,1,2,2</box>", [], [], "end"), None),
+        (("[SEG]", "pixel", "pier", ["mask"], [], "end"), None),
+        (("[SEG]", "region", "pier", ["mask"], [], "end"), None),
+        (("<box>", "region", "pier", [], BOX, "end"), None),
+    ],
+)
+def test_an_answer_that_lacks_what_its_task_is_about_says_so(said, why):
+    note = _what_is_missing(*said)
+    assert (note is None) if why is None else re.search(why, note)
+
+
+def test_an_answer_without_a_mask_has_a_note(pipe, picture):
+    answer = pipe(picture, PROMPT, "image", 1)
+    missing = [note for note in answer.notes if "no mask" in note or "no box" in note]
+    marked = answer.granularity == "image" or answer.masks
+    assert len(missing) == (0 if marked else 1)

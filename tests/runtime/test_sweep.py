@@ -211,3 +211,33 @@ def test_an_impossible_sweep_is_refused_before_anything_runs(pipe, picture):
 def test_a_sweep_and_a_deadline_exclude_each_other(pipe, picture):
     with pytest.raises(BudgetError, match="as long as it takes"):
         pipe(picture, PROMPT, latency_ms=1000, sweep_px=100)
+
+
+def test_no_view_without_data_is_looked_at():
+    def everywhere(boxes):
+        seen.extend(boxes.tolist())
+        return boxes, np.full((len(boxes), 4, 4), 0.9, np.float32)
+
+    def has_data(boxes):
+        return boxes[:, 0] < 250
+
+    seen, named = [], []
+    found, looked_at = sweep(everywhere, find_nothing, (800, 1600), 100, 4, named.append, has_data)
+    every = sweep_boxes(800, 1600, 100)
+    assert looked_at == has_data(every).sum() == sum(len(maps.boxes) for maps in found)
+    assert all(box[0] < 250 for box in seen)
+    assert len(named) == len(every) + len(coarse_boxes(800, 1600, 100))  # a bar comes to its end
+
+
+@pytest.mark.usefixtures("all_worth_a_look")
+def test_a_sweep_counts_and_looks_at_views_that_show_data(pipe, picture):
+    hidden = np.zeros(picture.shape, bool)
+    hidden[:, 120:] = True
+    hidden[310:, 390:] = False  # an island
+    image = np.ma.MaskedArray(picture, hidden)
+    answer = pipe(image, PROMPT, "4", 1, "[SEG]", sweep_px=50)
+    boxes = sweep_boxes(*picture.shape[:2], 50).astype(int)
+    shown = [not hidden[y0:y1, x0:x1].all() for x0, y0, x1, y1 in boxes]
+    assert answer.sweep["of"] == sum(shown) < len(boxes)
+    assert answer.sweep["views"] <= sum(shown)
+    assert not np.asarray(answer.masks[0])[hidden[..., 0]].any()
