@@ -53,15 +53,16 @@ def draw_overlay(
 ) -> Image.Image:
     """Two panels, side by side or (wide scenes) stacked, below the question and the answer."""
     picture, scale = _panel(scene)
+    data = _data(scene, picture, scale)
     crops = np.asarray(crop_boxes, np.float64).reshape(-1, 4) * scale
     in_text = answer.get("boxes")
     boxes = np.asarray([] if in_text is None else in_text, np.float64).reshape(-1, 4) * scale
     looked = picture.copy()
     if relevance is not None:
-        looked = _with_heat(looked, relevance, np.asarray(view_box, np.float64) * scale)
+        looked = _with_heat(looked, relevance, np.asarray(view_box, np.float64) * scale, data)
     for i, box in enumerate(crops, start=1):
         _outline_box(looked, box, INK, str(i) if len(crops) > 1 else "")
-    found = _with_masks(picture, masks, scale, labels)
+    found = _with_masks(picture, masks, scale, labels, data)
     for box in boxes:
         _outline_box(found, box, INK, "")
     panels = [
@@ -83,6 +84,14 @@ def _panel(scene: Scene) -> tuple[Image.Image, float]:
     return picture, scale
 
 
+def _data(scene: Scene, picture: Image.Image, scale: float) -> NDArray[np.bool_]:
+    """Where the picture shows pixels with data, bool[h,w]; the others stay as they are, grey."""
+    if scene.validity is None:
+        return np.ones((picture.height, picture.width), bool)
+    y, x = ((np.arange(n) + 0.5) / scale for n in (picture.height, picture.width))
+    return scene.validity.at(y, x)
+
+
 def _heat_colours(level: NDArray[np.float32]) -> NDArray[np.float32]:
     """0..1 -> colours [...,3]: dark violet, red, orange, light yellow."""
     stops = np.linspace(0, 1, len(HEAT))
@@ -91,9 +100,13 @@ def _heat_colours(level: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _with_heat(
-    picture: Image.Image, relevance: NDArray[np.float32], view_box: NDArray[np.float64]
+    picture: Image.Image,
+    relevance: NDArray[np.float32],
+    view_box: NDArray[np.float64],
+    data: NDArray[np.bool_],
 ) -> Image.Image:
-    """Blends the relevance map [G,G], which covers `view_box` (px of the picture), over it."""
+    """Blends the relevance map [G,G], which covers `view_box` (px of the picture), over what of it
+    is `data` bool[h,w]."""
     rows, cols = relevance.shape
     x0, y0, x1, y1 = view_box
     per_x, per_y = cols / (x1 - x0), rows / (y1 - y0)
@@ -107,19 +120,26 @@ def _with_heat(
         picture.size, Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR
     )
     level = np.nan_to_num(np.asarray(spread))
-    low, high = float(level.min()), float(level.max())
+    known = level[data] if data.any() else level
+    low, high = float(known.min()), float(known.max())
     level = (level - low) / (high - low) if high > low else np.zeros_like(level)
-    weight = 0.12 + 0.6 * level[..., None]
+    weight = (0.12 + 0.6 * level[..., None]) * data[..., None]
     pixels = np.asarray(picture, np.float32)
     mixed = pixels * (1 - weight) + _heat_colours(level) * weight
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
 def _with_masks(
-    picture: Image.Image, masks: Sequence[Mask], scale: float, labels: Sequence[str]
+    picture: Image.Image,
+    masks: Sequence[Mask],
+    scale: float,
+    labels: Sequence[str],
+    data: NDArray[np.bool_],
 ) -> Image.Image:
     """Masks tinted and outlined; the first lies on top, as in masks.tif."""
-    pixels = np.asarray(picture, np.float32) * (0.82 if masks else 1.0)
+    pixels = np.array(picture, np.float32)
+    if masks:
+        pixels[data] *= 0.82
     y = (np.arange(picture.height) + 0.5) / scale
     x = (np.arange(picture.width) + 0.5) / scale
     for number in range(len(masks), 0, -1):

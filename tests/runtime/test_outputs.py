@@ -20,12 +20,12 @@ from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
 from geomag_edge.errors import InputError, OutputError
-from geomag_edge.runtime import antimeridian, outline, outputs
+from geomag_edge.runtime import antimeridian, outline, outputs, overlay
 from geomag_edge.runtime.geojson import feature_collection
 from geomag_edge.runtime.masks import Mask
 from geomag_edge.runtime.outputs import write_outputs
 from geomag_edge.runtime.overlay import ROW
-from geomag_edge.runtime.scene import Georef, Scene
+from geomag_edge.runtime.scene import NO_DATA_GREY, Georef, Scene
 from geomag_edge.views import global_box
 
 pytestmark = pytest.mark.filterwarnings(
@@ -516,3 +516,52 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_leaves_nothing(tmp_path, li
     assert done.stdout.startswith(f"cannot write to {tmp_path / 'out'}: File too large")
     assert done.stdout.count("\n") == 1
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["memory", "windows"])
+def test_nothing_is_written_or_drawn_where_there_is_no_data(tmp_path, monkeypatch, form):
+    height, width = 300, 400
+    valid = np.zeros((height, width), bool)
+    valid[50:250, 120:330] = True
+    valid[100:140, 200:240] = False  # a hole in the region
+    image = np.random.default_rng(0).integers(1, 255, (3, height, width), dtype=np.uint8)
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", height=height, width=width, count=3,
+        dtype="uint8", nodata=0, crs=UTM, transform=NORTH_UP,
+    ) as ds:  # fmt: skip
+        ds.write(np.where(valid, image, 0).astype(np.uint8))
+    if form == "windows":
+        monkeypatch.setattr("geomag_edge.runtime.scene.WHOLE_IMAGE_PX", 0)
+    with Scene.open(tmp_path / "a.tif") as scene:
+        everywhere = Mask(
+            (height, width), [[0, 0, 400, 400]], np.ones((1, 4, 4)), [1.0], 0.9, scene.validity
+        )
+        relevance = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+        written = answer_to(scene, tmp_path / "out", [everywhere], relevance=relevance)
+        drawn = {}
+        for name in ("_with_heat", "_with_masks"):
+            real = getattr(overlay, name)
+            monkeypatch.setattr(
+                overlay, name, lambda *a, n=name, r=real: drawn.setdefault(n, r(*a))
+            )
+        overlay.draw_overlay(
+            scene, {}, [everywhere], relevance, global_box(height, width), [], ["thing"]
+        )
+    with rasterio.open(written["masks"]) as ds:
+        np.testing.assert_array_equal(ds.read(1) > 0, valid)
+    feature = json.loads(written["polygons"].read_text())["features"][0]
+    assert feature["properties"]["area_px"] == valid.sum()
+    assert feature["properties"]["area_m2"] == pytest.approx(100 * valid.sum(), rel=0.01)
+    assert len(feature["geometry"]["coordinates"]) == 2  # the hole
+    for picture in drawn.values():
+        pixels = np.asarray(picture)
+        up = pixels.shape[1] / width
+        y, x = ((np.arange(n) + 0.5) / up for n in pixels.shape[:2])
+        near = np.pad(valid, 4, mode="edge")  # a resampled edge is a mixture
+        near = np.max([near[i:, j:][:height, :width] for i in range(9) for j in range(9)], axis=0)
+        far = ~near[np.ix_(y.astype(int), x.astype(int))]
+        far[np.ix_((y > 20) & (y < 55), (x > 100) & (x < 150))] = False  # the mask's number
+        assert far.sum() > 10_000
+        assert (pixels[far] == NO_DATA_GREY).all()
+        inside = pixels[np.ix_((y > 60) & (y < 90), (x > 130) & (x < 190))]
+        assert (inside != NO_DATA_GREY).mean() > 0.9
