@@ -7,6 +7,7 @@ chain has something independent to be compared with.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
 from geomag_edge.model.processor import GeoMagProcessor
+from geomag_edge.nodata import data_view, fill_view, look_on_data, patch_shares
 from geomag_edge.views import (
     Candidates,
     PscSettings,
@@ -56,6 +58,7 @@ def answer(
     max_new_tokens: int = 64,
     answer_prefix: str = "",
     crops: NDArray[np.float32] | None = None,
+    valid: NDArray[np.bool_] | None = None,
 ) -> ReferenceAnswer:
     """Answers a prompt about an image.
 
@@ -68,32 +71,41 @@ def answer(
         max_new_tokens: at most so many ids after the prefix.
         answer_prefix: the answer's forced start.
         crops: f32[k,4] px, looked at in place of what PSC would choose.
+        valid: bool[H,W], the pixels that hold data; None where all do.
     """
     config = model.config
-    height, width = image.shape[:2]
+    size = height, width = image.shape[:2]
     psc = PscSettings.from_json(config.psc)
     shape, prompt_ids = torch.tensor(image.shape), processor.prompt_ids(prompt)
 
     def encode(boxes: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
-        return model.encoder(processor.views(image, boxes).to(model.dtype))
+        views = processor.views(image, boxes)
+        if valid is not None:
+            views = _without_nodata(processor, image, valid, boxes)
+        return model.encoder(views.to(model.dtype))
 
-    def select(embeds: Tensor, box: NDArray[np.float32]) -> tuple[Tensor, ...]:
-        return model.psc(embeds, prompt_ids, torch.from_numpy(box), shape)
+    def select(embeds: Tensor, box: NDArray[np.float32]) -> tuple[Tensor, Candidates]:
+        granularity, *seen = model.psc(embeds, prompt_ids, torch.from_numpy(box), shape)
+        shares = None if valid is None else patch_shares(valid, box, config.grid, size)
+        look = (seen[0].numpy(), seen[1].numpy(), seen[2].numpy())
+        return granularity, look_on_data(look, box, size, psc, shares)[1:]
 
     boxes = global_box(height, width)[None]
+    if valid is not None:
+        (top, bottom), (left, right) = (np.flatnonzero(valid.any(i))[[0, -1]] for i in (1, 0))
+        boxes = data_view((left, top, right + 1, bottom + 1), height, width)[None]
     tokens, embeds, features = encode(boxes)
-    granularity, _, first_boxes, first_scores = select(embeds, boxes[0])
+    granularity, first = select(embeds, boxes[0])
     level = LEVELS[int(granularity.argmax())]
     budget = budget or config.budgets[level]
 
     if budget.crops:
 
         def look_again(found: NDArray[np.float32]) -> list[Candidates]:
-            looks = [select(encode(box[None])[1], box) for box in found]
-            return [(look[2].numpy(), look[3].numpy()) for look in looks]
+            return [select(encode(box[None])[1], box)[1] for box in found]
 
-        levels = useful_levels(height, width, config.view_px, config.grid, psc)
-        first = (first_boxes.numpy(), first_scores.numpy())
+        side = math.ceil(boxes[0, 2] - boxes[0, 0])
+        levels = useful_levels(side, side, config.view_px, config.grid, psc)
         if crops is None:
             crops, _ = choose_crops(first, budget.crops, levels, psc.overlap, look_again)
         if len(crops):
@@ -116,6 +128,24 @@ def answer(
     queries = hidden[torch.tensor(ids) == config.seg_token_id]
     mask_logits, quality = model.mask_head(features, queries)
     return ReferenceAnswer(ids, level, boxes, mask_logits, quality)
+
+
+def _without_nodata(
+    processor: GeoMagProcessor,
+    image: NDArray[np.uint8],
+    valid: NDArray[np.bool_],
+    boxes: NDArray[np.float32],
+) -> Tensor:
+    """Views f32[n,3,S,S] whose pixels without data are continued from those with data."""
+    mean, std = (row.numpy()[:, None, None] for row in processor.mean_std)
+    grey = np.rint(mean[:, 0, 0] * 255).astype(np.uint8)
+    views = processor.views(np.where(valid[..., None], image, grey), boxes).numpy()
+    blank = (grey / 255 - mean[:, 0, 0]) / std[:, 0, 0]
+    data = np.repeat(valid[..., None].astype(np.uint8) * np.uint8(255), 3, axis=2)
+    shares = (processor.views(data, boxes).numpy() * std + mean)[:, 0]
+    return torch.from_numpy(
+        np.stack([fill_view(v, s, blank) for v, s in zip(views, shares, strict=True)])
+    )
 
 
 def _generate(

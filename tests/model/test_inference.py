@@ -43,3 +43,22 @@ def test_the_answer_depends_on_the_image_and_the_prompt(torch_chain, picture):
     assert ids(picture, "segment the ships") == first
     assert ids(255 - picture, "segment the ships") != first
     assert ids(picture, "how many planes?") != first
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_they_agree_where_pixels_hold_no_data(torch_chain, picture, family):
+    chain, model, processor = torch_chain(family)
+    y, x = np.mgrid[: picture.shape[0], : picture.shape[1]]
+    valid = abs(x - 150) + abs(y - 150) < 140
+    image = np.ma.MaskedArray(picture, np.repeat(~valid[..., None], 3, 2))
+    budget = TokenBudget(4, 4, 3)
+    with SceneSession(chain, Scene.open(image)) as session:
+        result = session.ask("segment the ships", budget, 6, answer_prefix="[SEG]")
+    expected = answer(
+        model, processor, picture, "segment the ships", budget, 6, "[SEG]", valid=valid
+    )
+    assert result.token_ids == expected.token_ids
+    boxes = np.concatenate([result.view_box[None], result.crop_boxes])
+    np.testing.assert_array_equal(boxes, expected.view_boxes)
+    got = torch.from_numpy(chain.engine.calls[-1].outputs["mask_logits"])
+    torch.testing.assert_close(got, expected.mask_logits, rtol=1e-4, atol=1e-5)
