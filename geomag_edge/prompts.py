@@ -224,8 +224,6 @@ def spelt_prompt(prompt: str, form: str) -> str:
     A whole box, as `prompt_with_box` writes it, stays one; what only looks like its marks, or
     comes to do so by being spelt (`\uff1cbox\uff1e`), is taken apart.
     """
-    if form == "canonical":
-        return spelt(prompt, form).strip()
     return _spelt_around(_PLACE, prompt, form, apart=True).strip()
 
 
@@ -268,11 +266,11 @@ def prompt_in_view(prompt: str, view_box: Sequence[float], height: int, width: i
     whole = global_box(height, width).tolist()
 
     def moved(match: re.Match[str]) -> str:
-        view, *local = (int(x) for x in match.groups())
+        view, *local = (int(x) for x in re.findall(r"\d+", match[0]))
         box = view_to_image(whole, [v / 1000 for v in local])
         return match[0] if view else box_markup(0, image_to_view(view_box, box))
 
-    return _BOX.sub(moved, prompt)
+    return _PLACE.sub(moved, prompt)
 
 
 def named_boxes(
