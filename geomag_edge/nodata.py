@@ -117,9 +117,9 @@ def data_view(data_box: Sequence[float], height: int, width: int) -> F32:
 def fill_view(view: NDArray, shares: F32, blank: NDArray) -> NDArray:
     """A view with its pixels without data continued smoothly from those with data.
 
-    The encoder has never seen a collar. Where one was shown in a single colour, masks of 89
-    questions fell from 0.55 to 0.39 of mIoU; continued like this they keep 0.55
-    (`benchmarks/nodata.py`). Nothing that is invented counts: PSC and masks leave it out.
+    The encoder has never seen a collar, and takes one in a single colour for a thing: masks of what
+    lies beside it get much worse. Continued like this they do not (`benchmarks/nodata.py`). Nothing
+    that is invented counts: PSC and masks leave it out.
 
     Args:
         view: [3,S,S], normalised.
