@@ -261,7 +261,7 @@ def test_the_prompt_tower_of_a_bundle_that_does_not_say_reads_lower_case(tokeniz
      wide("<box>0:1,2,3,4</box>"), "<box>",
      "</box> <BOX>", "<box>0:1,2,3</box>", "\ufe64image\ufe65"],
 )  # fmt: skip
-@pytest.mark.parametrize("form", ["cased", "lower"])
+@pytest.mark.parametrize("form", ["cased", "lower", "canonical"])
 def test_what_becomes_markup_by_being_spelt_is_words_too(tokenizers, prompt, form):
     text, psc = (Tokenizer.from_str(t.to_str()) for t in tokenizers)
     for tokenizer in (text, psc):
@@ -274,11 +274,12 @@ def test_what_becomes_markup_by_being_spelt_is_words_too(tokenizers, prompt, for
         assert not commands - {EOS} & set(coder.psc_ids(typed)[0][0].tolist())
 
 
-def test_a_box_in_a_prompt_names_a_place_and_keeps_its_marks(tokenizers):
+@pytest.mark.parametrize("form", ["lower", "canonical"])
+def test_a_box_in_a_prompt_names_a_place_and_keeps_its_marks(tokenizers, form):
     text, psc = (Tokenizer.from_str(t.to_str()) for t in tokenizers)
     for tokenizer in (text, psc):
         tokenizer.add_tokens(["<box>", "</box>"])
-    coder = PromptCoder(settings_of(), text, psc)
+    coder = PromptCoder(settings_of(text_form=form, psc_text_form=form), text, psc)
     box = box_markup(0, (0.1, 0.2, 0.3, 0.4))
     plain = f"what is in this box {box}"
     whole = text.encode(plain, add_special_tokens=False).ids
