@@ -8,7 +8,7 @@ does; a question is the same where text, level, boxes' and masks' scores are tho
 prompt. No time is measured here.
 
 What bounds it: nothing. A way that leaves a tower's form of the prompt alone must answer word for
-word; a full stop is a token that the prompts of training did not have.
+word; signs do only where the towers' form (`canonical`) leaves them out.
 
 The last line of stdout is one JSON.
 """
