@@ -57,9 +57,11 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 def described(record: dict[str, Any]) -> str:
     """One line for the head of a table."""
-    # Results of before they were named lack them.
-    sets = " ".join(record.get("instruction_sets", [])) or "instruction sets unknown"
-    parts = [f"{record['cpu']} ({sets})", f"{record['cores']} cores"]
+    sets = " ".join(
+        record.get("instruction_sets", [])
+    )  # results of before they were named lack them
+    cpu = f"{record['cpu']} ({sets})" if sets else record["cpu"]
+    parts = [cpu, f"{record['cores']} cores"]
     if record.get("quota"):
         parts.append(f"quota of {record['quota']:g}")
     if record["threads"]:
