@@ -13,8 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from geomag_edge.bounds import (
+    FILES,
+    MANIFEST_BYTES,
+    TEMPLATE_CHARACTERS,
+    check_numbers,
+    check_word,
+)
 from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.errors import BundleError
+from geomag_edge.graphs import CHAIN, FORMS, PSC
+from geomag_edge.onnx_data import external_locations
 from geomag_edge.prompts import PromptSettings
 from geomag_edge.views import PscSettings
 
@@ -131,7 +140,7 @@ class Manifest:
         if not isinstance(data, dict) or "format_version" not in data:
             raise BundleError(f"{MANIFEST} is not a geomag-edge manifest: it has no format_version")
         version = data["format_version"]
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise BundleError(
                 f"the bundle has format version {version!r}, this program reads {FORMAT_VERSION}: "
                 "export it again, or install the matching geomag-edge"
@@ -158,8 +167,7 @@ class Manifest:
                 accuracy=dict(data["accuracy"]),
                 untrained=list(data["untrained"]),
             )  # fmt: skip
-            for name in [*manifest.files, *_graph_files(manifest.graphs)]:
-                check_inside(name)
+            manifest._check()
         except BundleError:
             raise
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as e:
@@ -170,6 +178,35 @@ class Manifest:
         if unlisted:
             raise BundleError(f"{MANIFEST} gives no sha256 for {unlisted[0]}: export it again")
         return manifest
+
+    def _check(self) -> None:
+        """Names, paths and numbers, before anything is done with them."""
+        if len(self.files) > FILES or len(self.prompt.template) > TEMPLATE_CHARACTERS:
+            raise BundleError(
+                f"{MANIFEST} lists {len(self.files)} files and a template of "
+                f"{len(self.prompt.template)} characters: this bundle is not opened"
+            )
+        for precision, records in self.graphs.items():
+            check_word(precision, "a set of graphs")
+            for graph, record in records.items():
+                if graph not in (*CHAIN, PSC.name):
+                    raise BundleError(f"{MANIFEST} holds a graph {graph[:80]!r}, which is unknown")
+                for form in record.get("forms", {}):
+                    if form not in FORMS:
+                        raise BundleError(f"{MANIFEST} holds a form {form[:80]!r} of {graph}")
+        for name in [*self.files, *_graph_files(self.graphs)]:
+            check_inside(name)
+        check_numbers(
+            view_px=self.view.view_px, grid=self.view.grid, max_crops=self.psc.max_crops,
+            windows=self.psc.windows, levels=self.psc.levels, context=self.prompt.context,
+            psc_context=self.prompt.psc_context, psc_pad_to=self.prompt.psc_pad_to,
+            layers=self.decoder.layers, kv_heads=self.decoder.kv_heads,
+            head_dim=self.decoder.head_dim, hidden=self.decoder.hidden,
+        )  # fmt: skip
+        for budget in self.budgets.values():
+            check_numbers(
+                global_grid=budget.global_grid, crops=budget.crops, crop_grid=budget.crop_grid
+            )
 
 
 def _graph_files(graphs: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
@@ -212,6 +249,7 @@ class Bundle:
     def __init__(self, root: Path, manifest: Manifest, staged: Mapping[str, Path] | None = None):
         self.root, self.manifest, self.staged = root, manifest, dict(staged or {})
         self._checked: set[str] = set()
+        self._walked: set[str] = set()
 
     @classmethod
     def open(cls, root: str | Path) -> Bundle:
@@ -226,6 +264,10 @@ class Bundle:
             raise BundleError(
                 f"no bundle at {root}: there is no {MANIFEST}; make one with `geomag-edge export`"
             )
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise BundleError(f"{path} is a link that leaves the bundle, so it is not opened")
+        if path.stat().st_size > MANIFEST_BYTES:
+            raise BundleError(f"{path} has {path.stat().st_size} bytes: no manifest is so large")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as e:
@@ -295,9 +337,21 @@ class Bundle:
         """The checked path of a graph (its external data checked too); see `record`.
 
         Raises:
-            BundleError: the bundle has no such precision or graph, or a file fails its check.
+            BundleError: the bundle has no such precision or graph, a file fails its check, or the
+                graph names weights that its record does not.
         """
         record = self.record(name, precision, form)
         for data in record["data"]:
             self.file(data)
-        return self.file(record["file"])
+        path = self.file(record["file"])
+        if record["file"] not in self._walked:
+            folder = PurePosixPath(record["file"]).parent
+            named = {str(folder / location) for location in external_locations(path)}
+            if named != set(record["data"]):
+                odd = sorted(named ^ set(record["data"]))[0]
+                raise BundleError(
+                    f"{record['file']} takes its weights from other files than the manifest says "
+                    f"({odd[:80]!r}): nobody vouches for them, so it is not opened"
+                )
+            self._walked.add(record["file"])
+        return path

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from geomag_edge import __version__
-from geomag_edge.manifest import Bundle, sha256_of
+from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.machine import machine
 
 FORMAT_VERSION = 1
@@ -91,8 +91,8 @@ def conditions(
 
 def engines_of(bundle: Bundle) -> dict[str, str]:
     """sha256 of the report of every build in a bundle: what is built later is a new candidate."""
-    reports = sorted(bundle.root.glob("engines/*/*/build.json"))
-    return {str(path.relative_to(bundle.root)): sha256_of(path) for path in reports}
+    files = bundle.manifest.files
+    return {n: files[n] for n in files if n.startswith("engines/") and n.endswith("/build.json")}
 
 
 def place(graph: str, precision: str, measured_under: dict[str, Any]) -> Path:

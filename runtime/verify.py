@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomag_edge.errors import BundleError
 from geomag_edge.graphs import CHAIN, Tolerance
 from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.engine import Session
@@ -24,6 +25,9 @@ from geomag_edge.runtime.scene_session import SceneSession
 
 REPLAYED = (*CHAIN, "psc")
 """The chain's graphs, and psc.onnx, which serves tools that want crops from one graph."""
+
+BOX_PX = 2.0
+"""A box is read off a mask, whose edge may move by a pixel where the mask is the same."""
 
 UNITS = {"boxes": "px", "crops": "std", "views": "std", "granularity": "logit", "logits": "logit",
          "mask_logits": "logit"}  # fmt: skip
@@ -63,6 +67,8 @@ class ChainDrift:
     mask_iou: float | None
     masks: int
     ok: bool
+    same_level: bool = True
+    same_boxes: bool = True
 
 
 @dataclass
@@ -95,6 +101,8 @@ class Report:
             if c.ok:
                 continue
             token = "tokens equal" if c.first_token is None else f"token {c.first_token} differs"
+            token += "" if c.same_level else ", another task level"
+            token += "" if c.same_boxes else ", other boxes"
             iou = "" if c.mask_iou is None else f", mask IoU {c.mask_iou:.4f}"
             return f"the chain on {c.prompt!r} (budget {c.budget}): {token}{iou}"
         return None
@@ -117,7 +125,11 @@ def verify(
         samples: the reference.
         tolerance: what counts as equal.
         progress: called with a few words as each step starts.
+
+    Raises:
+        BundleError: a reference in which something is left out: to agree with nothing is no proof.
     """
+    _check_whole(chain, samples)
     report = Report(
         chain.engine.name, chain.engine.precision,
         {name: s.provider for name, s in chain.sessions.items()}, tolerance,
@@ -135,6 +147,22 @@ def verify(
         progress(f"asking at budget {sample.budget}")
         report.chain.append(_ask(chain, sample, tolerance))
     return report
+
+
+def _check_whole(chain: Chain, samples: list[Sample]) -> None:
+    if not samples:
+        raise BundleError(
+            "the bundle's reference holds no samples to compare with: export it again"
+        )
+    records = next(iter(chain.manifest.graphs.values()))
+    calls = [call for sample in samples for call in sample.calls]
+    for graph in CHAIN:
+        declared = {port["name"] for port in records[graph]["outputs"]}
+        mine = [call for call in calls if call.graph == graph]
+        if not mine or any(set(call.outputs) != declared for call in mine):
+            raise BundleError(
+                f"the bundle's reference lacks answers of the graph {graph}: export it again"
+            )
 
 
 def replay(session: Session, calls: list[Call], tolerance: Tolerance) -> list[Drift]:
@@ -192,13 +220,24 @@ def _ask(chain: Chain, sample: Sample, tolerance: Tolerance) -> ChainDrift:
     if sample.crop_boxes.shape == result.crop_boxes.shape:
         crop_px = float(np.abs(sample.crop_boxes - result.crop_boxes).max(initial=0.0))
     iou = min(ious) if ious else None
-    ok = (first is None or not tolerance.tokens_equal) and (
-        iou is None or iou >= tolerance.mask_iou
-    )
+    same_level = result.granularity == sample.granularity
+    same_boxes = _same_boxes(sample.boxes, result.boxes)
+    same = first is None and same_level and same_boxes
+    ok = (same or not tolerance.tokens_equal) and (iou is None or iou >= tolerance.mask_iou)
     return ChainDrift(
         prompt=sample.prompt, budget=sample.budget, tokens=len(sample.token_ids),
         first_token=first, max_crop_px=crop_px, mask_iou=iou, masks=len(sample.masks), ok=ok,
+        same_level=same_level, same_boxes=same_boxes,
     )  # fmt: skip
+
+
+def _same_boxes(expected: list[list[float]], got: list[list[float]]) -> bool:
+    """Whether as many boxes lie at the same places, to within `BOX_PX`."""
+    try:
+        a, b = (np.asarray(boxes, np.float64).reshape(-1, 4) for boxes in (expected, got))
+    except (TypeError, ValueError):  # a reference from a stranger may hold anything
+        return False
+    return a.shape == b.shape and bool((np.abs(a - b) <= BOX_PX).all())
 
 
 def first_difference(expected: list[int], got: list[int]) -> int | None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from geomag_edge.bounds import check_word
 from geomag_edge.errors import BundleError, EngineError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.tensorrt.profiles import Limits, Profile, Span
@@ -228,7 +229,7 @@ class BuildRecord:
 
 def folder_of(target: str, precision: str) -> str:
     """Where engines go in a bundle."""
-    return f"engines/{target}/{precision}"
+    return f"engines/{check_word(target, 'a target')}/{check_word(precision, 'a precision')}"
 
 
 def load_record(bundle: Bundle, target: str, precision: str) -> BuildRecord | None:

@@ -301,9 +301,9 @@ def test_whatever_the_choice_depends_on_makes_it_be_measured_anew(
         monkeypatch.setattr(remembered, "machine", lambda: found | {what: "another"})
     elif what == "build":  # engines that were built later compete, too
         bundle = shutil.copytree(bundle, tmp_path / "built")
-        report = bundle / "engines/orin/fp16/build.json"
-        report.parent.mkdir(parents=True)
-        report.write_text("{}")
+        manifest = json.loads((bundle / "bundle.json").read_text())
+        manifest["files"]["engines/orin/fp16/build.json"] = "0" * 64
+        (bundle / "bundle.json").write_text(json.dumps(manifest))
     elif what == "candidates":
         settings["candidates"] = ("openvino", "ort-cpu")
     else:

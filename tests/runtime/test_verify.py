@@ -22,7 +22,8 @@ def reference(bundle):
 
 def verified(bundle, precision="fp32", samples=None):
     with Pipeline.load(bundle, precision=precision) as pipe:
-        return verify(pipe.chain, samples or reference(bundle), TOLERANCES[precision])
+        samples = reference(bundle) if samples is None else samples
+        return verify(pipe.chain, samples, TOLERANCES[precision])
 
 
 @pytest.fixture
@@ -107,6 +108,43 @@ def test_a_wrong_mask_in_the_reference_is_found(bundle):
     report = verified(bundle, samples=samples)
     assert not report.ok
     assert "mask IoU 0.0000" in report.first_drift
+
+
+def emptied(samples, what):
+    """A reference in which something that would have to be compared is left out."""
+    calls = [c for s in samples for c in s.calls]
+    if what == "samples":
+        return []
+    if what == "calls":
+        for sample in samples:
+            sample.calls = []
+    elif what == "outputs":
+        for call in calls:
+            call.outputs.clear()
+    elif what == "one output":
+        next(c for c in calls if c.graph == "llm").outputs.pop("logits")
+    else:  # every call of one graph
+        for sample in samples:
+            sample.calls = [c for c in sample.calls if c.graph != what]
+    return samples
+
+
+@pytest.mark.parametrize("what", ["samples", "calls", "outputs", "one output", "encoder", "embed"])
+def test_agreeing_with_nothing_is_no_proof(bundle, what):
+    with pytest.raises(BundleError, match=r"the bundle's reference (holds no samples|lacks)"):
+        verified(bundle, samples=emptied(reference(bundle), what))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("granularity", "", "another task level"), ("granularity", "nonsense", "another task level"),
+     ("boxes", [[1, 2, 3, 4]] * 9, "other boxes"), ("boxes", [["x"]], "other boxes"),
+     ("boxes", [[1, 2]], "other boxes"), ("boxes", 7, "other boxes")],
+)  # fmt: skip
+def test_an_answer_that_was_taken_out_or_falsified_is_found(bundle, field, value, said):
+    samples = reference(bundle)
+    setattr(samples[0], field, value)
+    assert said in verified(bundle, samples=samples).first_drift
 
 
 def test_a_reference_survives_the_disk(bundle, tmp_path):
