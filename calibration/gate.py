@@ -75,6 +75,7 @@ class Verdict:
         identical: share of answers that are the same to the last digit.
         changed: up to ten questions that are answered otherwise now.
         reasons: what failed, in plain words.
+        judged: the metrics whose fall could refuse; boxes only where there are many.
         instruction_sets: of the CPU that ran it.
         exact_integers: whether that engine's int8 was tried there and found exact; None for an
             engine that cannot tell.
@@ -92,6 +93,7 @@ class Verdict:
     gate: Gate
     changed: list[dict[str, str]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    judged: list[str] = field(default_factory=list)
     instruction_sets: list[str] = field(default_factory=instruction_sets)
     exact_integers: bool | None = None
 
@@ -150,6 +152,7 @@ def judge(report: Report, reference: Report, gate: Gate) -> Verdict:
             for mine, its in changed[:10]
         ],
         reasons=reasons,
+        judged=[name for name, drop in judged if drop is not None],
     )
 
 

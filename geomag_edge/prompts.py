@@ -179,7 +179,8 @@ class PromptCoder:
         if not slot:
             return self.markup_ids(lead)
         self.text.encode_special_tokens = True
-        words = spelt_prompt(prompt, str(self.settings.text_form))
+        form = str(self.settings.text_form)
+        words = spelt_prompt(prompt, form) or spelt_prompt(prompt, "lower")
         plain = self.text.encode(words, add_special_tokens=False).ids
         if {self.settings.seg_token_id, self.text.token_to_id(IMAGE_TOKEN)} & {*plain}:
             # Words of the vocabulary itself, as in a list of words, are found all the same.
@@ -210,12 +211,11 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 _NUMBER = r"\s*(\d{1,6})\s*"
-_TYPED_NUMBER = r"\s*\d{1,6}\s*"
-_PLACE = re.compile(
-    rf"(<box>{_TYPED_NUMBER}:{_TYPED_NUMBER}(?:,{_TYPED_NUMBER}){{3}}</box>)", re.ASCII | re.I
-)
+_TYPED_NUMBER = r"[\s\u200b\u2060\ufeff]*[0-9]{1,6}[\s\u200b\u2060\ufeff]*"
+_PLACE = re.compile(rf"(<box>{_TYPED_NUMBER}:{_TYPED_NUMBER}(?:,{_TYPED_NUMBER}){{3}}</box>)", re.I)
+_NO_NUMBER = re.compile(r"[\s\u200b\u2060\ufeff]+")
 _LIKE_BOX = re.compile(r"<(?=/?box>)", re.I)
-_MARKUP = re.compile(r"(\[SEG\]|<image>|</?box>)")
+_MARKUP = re.compile(r"(\[SEG\]|<image>|<box>[^<]*(?:</box>|$)|</?box>)")
 
 
 def spelt_prompt(prompt: str, form: str) -> str:
@@ -234,7 +234,8 @@ def _spelt_around(markup: re.Pattern[str], text: str, form: str, apart: bool = F
     if apart:
         words = [_LIKE_BOX.sub("< ", part) for part in words]
     parts[::2] = words
-    parts[1::2] = ["".join(part.split()).lower() if apart else part for part in parts[1::2]]
+    if apart:
+        parts[1::2] = [_NO_NUMBER.sub("", part.lower()) for part in parts[1::2]]
     return "".join(parts)
 
 
@@ -266,7 +267,7 @@ def prompt_in_view(prompt: str, view_box: Sequence[float], height: int, width: i
     whole = global_box(height, width).tolist()
 
     def moved(match: re.Match[str]) -> str:
-        view, *local = (int(x) for x in re.findall(r"\d+", match[0]))
+        view, *local = (int(x) for x in re.findall("[0-9]+", match[0]))
         box = view_to_image(whole, [v / 1000 for v in local])
         return match[0] if view else box_markup(0, image_to_view(view_box, box))
 

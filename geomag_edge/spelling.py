@@ -20,13 +20,14 @@ punctuation, as SigLIP's first text towers were trained."""
 _PLAIN = {
     "'": "\u2018\u2019\u201a\u201b\u2032\u2039\u203a\u02bc\u00b4",
     '"': "\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\u301d\u301e\u301f",
-    "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
+    "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2e3a\u2e3b\ufe58\ufe63",
     "...": "\u2026",
     "": "\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2061"
-    "\u2062\u2063\u2064\u2066\u2067\u2068\u2069\ufeff",
+    "\u2062\u2063\u2064\u2065\u115f\u1160\u3164\uffa0\u2800\u2066\u2067\u2068\u2069\ufeff",
 }  # fmt: skip
 _INVISIBLE = [*range(0x09), *range(0x0E, 0x1C), *range(0x7F, 0x85), *range(0x86, 0xA0)]
-_INVISIBLE += range(0xE0000, 0xE0080)  # controls that are no space; tags
+_INVISIBLE += [*range(0x206A, 0x2070), *range(0xFFF9, 0xFFFC), *range(0xFE00, 0xFE10)]
+_INVISIBLE += range(0xE0000, 0xE01F0)  # controls that are no space; variants; tags
 _TABLE = {ord(c): plain for plain, typed in _PLAIN.items() for c in typed}
 _TABLE |= dict.fromkeys(_INVISIBLE, "")
 _JOINERS = {0x200C: "", 0x200D: ""}

@@ -42,7 +42,7 @@ from geomag_edge.runtime.engine import (
     graph_sets,
     open_engine,
 )
-from geomag_edge.runtime.mixture import mixtures
+from geomag_edge.runtime.mixture import FLOAT, judged_by, mixtures
 from geomag_edge.runtime.reference import FILES, Call, load_reference
 from geomag_edge.runtime.remembered import conditions, place, recall, remember
 from geomag_edge.runtime.split import HANDS_OVER, SplitSession
@@ -133,6 +133,12 @@ class AutoEngine:
         return notes + ([self._not_remembered] if self._not_remembered else [])
 
     @property
+    def opened(self) -> list[Engine]:
+        """The engines that run graphs now."""
+        forms = {x for c in self.choices.values() for x in (c.engine, c.decode) if x}
+        return [self._engine(form) for form in sorted(forms)]
+
+    @property
     def values(self) -> Values:
         """How the chain joins values: an engine's own way only if that engine runs every graph."""
         forms = {x for g in CHAIN for x in (self.choices[g].engine, self.choices[g].decode) if x}
@@ -210,14 +216,23 @@ class AutoEngine:
         return replace(best, measured=choice.measured)
 
     def _sets_of(self, form: str, graph: str) -> set[str]:
-        """The precisions whose file of a graph a form runs; none for bfloat16: no gate saw it."""
+        """The precisions as whose judged graph a form may pass; none for bfloat16.
+
+        An engine that the gate asked may run its own file; another one the same file, since
+        integers are exact in all of them, but no file that only its own runtime reads.
+        """
         name, _, precision = form.partition("/")
         if graph_set(self.bundle, precision) != precision:
             return set()
-        kind = _FORM_OF.get(name, "tensorrt")
-        own = self._sums(graph, precision, kind)
-        stored = graph_sets(self.bundle, ANY)
-        return {one for one in stored if self._sums(graph, one, kind) == own}
+        own = self._sums(graph, precision, _FORM_OF.get(name, "tensorrt"))
+        found = set()
+        for one in graph_sets(self.bundle, ANY):
+            judges = judged_by(self.bundle.manifest.accuracy.get(one, {})) or ["ort-cpu"]
+            judged = {_FORM_OF.get(judge, "tensorrt") for judge in judges}
+            judged |= {_FORM_OF.get(name, "tensorrt")} if one == FLOAT else set()
+            if any(self._sums(graph, one, kind) == own for kind in judged):
+                found.add(one)
+        return found
 
     def _sums(self, graph: str, precision: str, kind: str) -> list[str]:
         record = self.bundle.record(graph, precision, kind)
@@ -291,7 +306,9 @@ def _from_record(
             left_out={str(k): str(v) for k, v in record["left_out"].items()},
             decode=record.get("decode"),
         )
+        named = {m.engine: sum(m.parts) + m.ms for m in choice.measured}  # numbers, or no record
     except (KeyError, TypeError, AttributeError):
         return None
     known = choice.engine in candidates and choice.decode in (None, *candidates)
+    known = known and {choice.engine, choice.decode or choice.engine} <= named.keys()
     return choice if choice.graph == graph and known else None

@@ -134,7 +134,7 @@ def graph_sets(bundle: Bundle, precision: str) -> list[str]:
     return [
         name
         for name in bundle.manifest.graphs
-        if all(gate.get("ok", True) for gate in reports.get(name, {}).get("gate", {}).values())
+        if all(v.get("ok", True) for v in (reports.get(name, {}).get("gate") or {}).values())
     ]
 
 

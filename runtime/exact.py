@@ -25,7 +25,7 @@ LARGEST = 1.27
 
 def mentions(model: Path | bytes, name: bytes) -> bool:
     """Whether an ONNX file holds an operator or attribute of that name, which protobuf writes as
-    plain text; a node that is only called so does no harm to what is decided by this."""
+    plain text. A graph in which something else is called so is treated alike."""
     if isinstance(model, bytes):
         return name in model
     with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:

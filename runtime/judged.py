@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from geomag_edge.manifest import Manifest
-from geomag_edge.runtime.engine import Engine
+from geomag_edge.runtime.engine import BF16, Engine
 from geomag_edge.runtime.machine import instruction_sets
 
 
@@ -15,10 +15,14 @@ def judged_elsewhere(manifest: Manifest, engine: Engine) -> str | None:
 
     Args:
         manifest: holds the gate's verdicts.
-        engine: an open one that runs on the CPU; others are passed over.
+        engine: an open one that runs on the CPU, or `auto` with those that it opened; others are
+            passed over.
     """
+    parts = getattr(engine, "opened", None)
+    if parts is not None:
+        return next(filter(None, (judged_elsewhere(manifest, part) for part in parts)), None)
     precision = engine.precision
-    verdicts = manifest.accuracy.get(precision, {}).get("gate") or {}
+    verdicts = manifest.accuracy.get(precision.removesuffix(f"+{BF16}"), {}).get("gate") or {}
     exact = getattr(engine, "exact_integers", None) if verdicts and "int" in precision else None
     if exact is None:
         return None

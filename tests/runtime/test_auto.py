@@ -495,14 +495,17 @@ def three_precisions(bundle, tmp_path):
             (root / name).parent.mkdir()
             text = (root / f"onnx/fp32/{graph}.onnx").read_bytes() + b"\x9a\x01\x00"
             (root / name).write_bytes(text)
-            manifest["files"][name] = remembered_sha(root / name)
+            shutil.copy(root / f"onnx/fp32/{graph}.onnx.data", root / f"{name}.data")
+            for file in (name, f"{name}.data"):
+                manifest["files"][file] = remembered_sha(root / file)
             records = json.loads(json.dumps(manifest["graphs"]["fp32"]))
-            records[graph] |= {"file": name, "data": []}
+            records[graph] |= {"file": name, "data": [f"{name}.data"]}
             manifest["graphs"][precision] = records
             manifest["accuracy"][precision] = {
                 "gate": {
                     "ort-cpu": {
                         "ok": True, "agreement": 1 - lost / 288, "masks": {"points": 0.1},
+                        "boxes": None, "judged": ["mIoU"],
                         "gate": {"min_agreement": 0.99, "max_miou_drop": 0.5},
                         "instruction_sets": [], "exact_integers": True,
                     }
@@ -556,3 +559,38 @@ def test_bfloat16_which_no_gate_saw_is_left_out_of_a_trained_models_mixture(
     engine = AutoEngine(bundle, "auto", 1, candidates=("ort-cpu", "openvino"))
     assert not any("bf16" in choice.engine for choice in engine.choices.values())
     assert any(note.startswith("auto passed bf16 over") for note in engine.notes)
+
+
+@pytest.mark.parametrize("own_file", [False, True])
+def test_a_file_that_no_gate_asked_is_left_out_though_its_precision_passed(
+    three_precisions, cache, monkeypatch, own_file
+):
+    """int8 was judged in ONNX Runtime; OpenVINO may run the same file, but none of its own."""
+
+    def fake(graph, candidates, calls, tolerance, layers):
+        measured = tuple(measurement(f, 1.0 if f == "openvino/int8" else 9.0) for f in candidates)
+        return Choice(graph, measured[0].engine, "work", measured, {})
+
+    monkeypatch.setattr(auto, "choose", fake)
+    root = three_precisions(1)
+    if own_file:
+        manifest = json.loads((root / "bundle.json").read_text())
+        record = manifest["graphs"]["int8"]["encoder"]
+        record["forms"] = {"onnxruntime": manifest["graphs"]["fp32"]["encoder"]}
+        (root / "bundle.json").write_text(json.dumps(manifest))
+    engine = AutoEngine(Bundle.open(root), "auto", 1, candidates=("ort-cpu", "openvino"))
+    taken = engine.choices["encoder"].engine
+    assert taken == ("ort-cpu/fp32" if own_file else "openvino/int8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"measured": []}, {"measured": None}, {"engine": 7}, {"decode": 3.5}, {"left_out": []},
+     {"measured": [{"engine": "ort-cpu", "provider": "x", "ms": None, "relative": 0.0}]}],
+)  # fmt: skip
+def test_a_memory_of_odd_kinds_is_measured_anew(bundle, cache, measured, change):
+    opened(bundle)
+    for path in cache.rglob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    opened(bundle)
+    assert measured == [*CHAIN] * 2

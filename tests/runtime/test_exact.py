@@ -154,6 +154,51 @@ def test_weights_in_blocks_do_not_cost_the_layers_beside_them_their_exactness(en
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("op", ["Gemm", "MatMul", "Conv"])
+@pytest.mark.parametrize("tiny", [1.0, 1e-4, 1e-6, 1e-8])
+def test_a_bias_before_the_next_layer_is_not_rounded_to_whole_steps(engine, op, tiny, tmp_path):
+    """In steps of activation times weight it leaves 32 bits where a channel's weights are tiny."""
+    rng = np.random.default_rng(7)
+    channels = 16
+    kernel = (channels, channels, 1, 1) if op == "Conv" else (channels, channels)
+    axis = 0 if op == "Conv" else 1
+    first, second = (rng.integers(-127, 128, kernel).astype(np.int8) for _ in range(2))
+    steps = np.where(np.arange(channels) % 4, W_STEP, np.float32(W_STEP * tiny)).astype(np.float32)
+    bias = rng.standard_normal(channels).astype(np.float32) * 20
+    into = [(op, ["d", "wd", "b"], "h")] if op != "MatMul" else [
+        ("MatMul", ["d", "wd"], "m"), ("Add", ["m", "b"], "h")]  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=axis),
+        *(helper.make_node(kind, names, [out]) for kind, names, out in into),
+        helper.make_node("QuantizeLinear", ["h", "hs", "hz"], ["hq"]),
+        helper.make_node("DequantizeLinear", ["hq", "hs", "hz"], ["hd"]),
+        helper.make_node("DequantizeLinear", ["v", "vs", "vz"], ["vd"], axis=axis),
+        helper.make_node(op, ["hd", "vd"], ["y"]),
+    ]
+    constants = {
+        "s": STEP, "z": np.int8(0), "w": first, "ws": steps, "wz": np.zeros(channels, np.int8),
+        "b": bias, "hs": np.float32(1.0), "v": second, "vs": np.full(channels, W_STEP),
+        "hz": np.int8(0), "vz": np.zeros(channels, np.int8),
+    }  # fmt: skip
+    shape = [1, channels, 5, 5] if op == "Conv" else [9, channels]
+    path = tmp_path / "two.onnx"
+    onnx.save(model_of(nodes, shape, constants), path)
+    q = rng.integers(-127, 128, shape).astype(np.float32)
+    product = exact("Conv" if op == "Conv" else "MatMul", q, first).astype(np.float64)
+    over = (1, -1, 1, 1) if op == "Conv" else (1, -1)
+    hidden = product * float(STEP) * steps.reshape(over) + bias.reshape(over)
+    hidden = np.clip(np.rint(hidden), -128, 127)
+    right = exact("Conv" if op == "Conv" else "MatMul", hidden, second) * float(W_STEP)
+    got = opened(engine, path).run({"x": q * STEP})["y"]
+    # One activation in a thousand lies so near to half a step that float rounding turns it over.
+    one_step = 127 * float(W_STEP)
+    assert np.quantile(np.abs(got - right), 0.9) < 1e-5 * np.abs(right).max()
+    assert np.abs(got - right).max() <= 2.01 * one_step
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_in_blocks_are_multiplied_exactly(engine, bits, tmp_path):
     """With activations of one magnitude, which rounding to 8 bits leaves as they are."""

@@ -43,6 +43,19 @@ def test_a_verdict_from_before_cpus_were_named_says_what_to_do():
     assert "`geomag-edge quantize` judges it again" in note({"ok": True}, exact_integers=True)
 
 
+def test_auto_is_asked_for_the_engines_that_run():
+    verdict = {"instruction_sets": ["avx2", "avx512_vnni"], "exact_integers": None}
+    manifest = SimpleNamespace(accuracy={"int8": {"gate": {"ort-cpu": verdict}}})
+    parts = [
+        SimpleNamespace(name="openvino", precision="fp32", exact_integers=True),
+        SimpleNamespace(name="openvino", precision="int8+bf16", exact_integers=True),
+    ]
+    auto = SimpleNamespace(name="auto", precision="auto", opened=parts)
+    assert "judged on a CPU with avx2 avx512_vnni" in judged_elsewhere(manifest, auto)
+    auto.opened = parts[:1]
+    assert judged_elsewhere(manifest, auto) is None
+
+
 def test_floats_engines_on_a_gpu_and_unjudged_precisions_are_passed_over():
     assert note({"ok": True}, precision="fp16", exact_integers=True) is None
     assert note({"ok": True}) is None

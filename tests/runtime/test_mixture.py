@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from geomag_edge.runtime.mixture import Loss, fits, loss_of, mixtures
 
 
-def verdict(changed, points, ok=True, limits=(0.01, 0.5)):
+def verdict(changed, points, ok=True, limits=(0.01, 0.5), boxes=0.0):
     return {
         "ok": ok,
         "agreement": 1 - changed,
         "masks": None if points is None else {"points": points},
+        "boxes": {"points": boxes},
+        "judged": ["mIoU", "box mIoU"] if boxes else ["mIoU"],
         "gate": {"min_agreement": 1 - limits[0], "max_miou_drop": limits[1]},
     }
 
@@ -22,11 +24,24 @@ def judged(changed, points, **kw):
 
 def test_a_loss_is_the_worst_of_all_engines_and_a_gain_is_none():
     two = {"gate": {"a": verdict(0.002, -0.3), "b": verdict(0.004, 0.1, limits=(0.02, 0.4))}}
-    assert loss_of(two) == Loss(*(pytest.approx(v) for v in (0.004, 0.1, 0.01, 0.4)))
+    assert loss_of(two) == Loss(*(pytest.approx(v) for v in (0.004, 0.1, 0.0, 0.01, 0.4)))
     assert loss_of(judged(0.0, None)).points == 0
 
 
-@pytest.mark.parametrize("report", [{}, {"gate": {}}, judged(0.0, 0.0, ok=False)])
+def without(key):
+    report = judged(0.0, 0.0)
+    del report["gate"]["ort-cpu"][key]
+    return report
+
+
+ODD = [{"gate": None}, {"gate": []}, {"gate": {"ort-cpu": 3}}, {"gate": {"ort-cpu": None}},
+       *(without(key) for key in ("agreement", "masks", "gate", "ok")),
+       judged(float("nan"), 0.0), judged(0.0, float("inf")),
+       {"gate": {"ort-cpu": verdict(0, 0) | {"masks": {"points": None}}}}]  # fmt: skip
+"""Verdicts of earlier versions, or of nobody."""
+
+
+@pytest.mark.parametrize("report", [{}, {"gate": {}}, judged(0.0, 0.0, ok=False), *ODD])
 def test_what_no_gate_let_pass_has_no_loss_to_count_with(report):
     assert loss_of(report) is None
 
@@ -42,6 +57,11 @@ def test_two_precisions_that_each_use_their_gate_up_are_not_mixed():
 
 def test_masks_that_would_fall_too_far_together_keep_precisions_apart():
     accuracy = {"int8": judged(0, 0.3), "fp16": judged(0, 0.3)}
+    assert mixtures(accuracy, ["fp32", "fp16", "int8"]) == [{"fp32", "fp16"}, {"fp32", "int8"}]
+
+
+def test_boxes_that_would_fall_too_far_together_keep_precisions_apart():
+    accuracy = {"int8": judged(0, 0, boxes=0.4), "fp16": judged(0, 0, boxes=0.4)}
     assert mixtures(accuracy, ["fp32", "fp16", "int8"]) == [{"fp32", "fp16"}, {"fp32", "int8"}]
 
 

@@ -318,6 +318,29 @@ def test_an_answers_forced_start_keeps_its_markup_and_has_its_words_spelt(lower,
     assert coder.prefix_ids("The  Ships [SEG]") == coder.markup_ids("The Ships [SEG]")
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "box", ["<box>0:000,100,200,299</box>", "<box>0:000,10", "<box>0:", "<box>0:1,2,3,4</box>, 51"]
+)
+def test_a_forced_start_may_end_inside_a_box(tokenizers, form, box):
+    """The model goes on with `0:...,...`, so no form may take its signs away."""
+    coder = PromptCoder(settings_of(text_form=form), *tokenizers)
+    inside = box.partition("</box>")[0]
+    assert inside in spelt(coder, coder.prefix_ids(f"the ship [SEG]{box}"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prompt_of_signs_alone_is_not_empty(tokenizers, form):
+    coder = PromptCoder(settings_of(text_form=form, psc_text_form=form), *tokenizers)
+    assert coder.around_image("!!!") != coder.around_image("?")
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u200b", "\u3000", "\t"])
+def test_spaces_of_any_kind_inside_a_box_do_not_matter(lower, space):
+    plain = "what is in <box>0:100,200,300,400</box>"
+    assert lower.around_image(plain.replace(",", f",{space}")) == lower.around_image(plain)
+
+
 VIEWS = np.array([[0, -50, 300, 250], [100, 0, 200, 100]], np.float32)
 """The global view of a 300 x 200 image, and one crop."""
 
