@@ -98,7 +98,7 @@ def mixtures(accuracy: Mapping[str, Mapping[str, Any]], stored: Sequence[str]) -
         floats | set(names)
         for count in range(len(judged), -1, -1)
         for names in combinations(judged, count)
-        if fits(judged[name] for name in names)
+        if count <= 1 or fits(judged[name] for name in names)  # one alone is what its gate let pass
     ]
     widest = [one for one in allowed if one and not any(one < other for other in allowed)]
     return widest or [{name} for name in stored]

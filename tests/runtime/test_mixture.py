@@ -83,9 +83,15 @@ def test_every_set_leaves_room_and_none_lies_in_another(losses):
     assert all("fp32" in one for one in found)
     assert not any(one < other for one in found for other in found)
     for one in found:
-        assert fits(
-            loss_of(accuracy[name]) for name in one - {"fp32"} if fits([loss_of(accuracy[name])])
-        )
-    for name, loss in losses.items():
-        alone = fits([loss_of(accuracy[name])])
-        assert alone == any(name in one for one in found), loss
+        names = one - {"fp32"}
+        assert len(names) <= 1 or fits(loss_of(accuracy[name]) for name in names)
+    assert {name for one in found for name in one} == {"fp32", *losses}
+
+
+def test_a_verdict_of_before_counts_its_boxes_beside_others_and_not_alone():
+    """It does not say whether there were enough of them to be judged."""
+    old = judged(0.0, 0.0, boxes=1.2)
+    del old["gate"]["ort-cpu"]["judged"]
+    accuracy = {"int8": old, "fp16": judged(0.0, 0.0)}
+    assert mixtures(accuracy, ["fp32", "int8"]) == [{"fp32", "int8"}]
+    assert mixtures(accuracy, ["fp32", "fp16", "int8"]) == [{"fp32", "fp16"}, {"fp32", "int8"}]
