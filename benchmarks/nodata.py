@@ -57,19 +57,10 @@ def main() -> None:
         "command": f"python -m geomag_edge.benchmarks.nodata --bundle {args.name} "
         f"--data {args.data} --threads {args.threads}",
         "machine": machine(args.threads),
-        "vector_units": vector_units(),
         "checkpoint": checkpoint,
         "rows": rows,
     }
     publish(report, as_markdown(report), args.results, f"nodata_{args.name}")
-
-
-def vector_units() -> str:
-    """The widest vectors that this CPU multiplies, on which answers depend a little."""
-    listed = Path("/proc/cpuinfo")
-    flags = set(listed.read_text().split()) if listed.exists() else set()
-    known = [name for name in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if name in flags]
-    return ", ".join(known) or "vector units unknown"
 
 
 def collar(side_px: int, shape: str) -> tuple[Bools, slice]:
@@ -152,7 +143,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         "",
         f"`{report['command']}`",
         "",
-        f"{described(report['machine'])}; {report['vector_units']}",
+        described(report["machine"]),
         "",
         "mIoU against the targets' pixels that hold data; half of each image does.",
         "",

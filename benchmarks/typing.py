@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from geomag_edge.benchmarks.machine import machine
+from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.calibration import Dataset, open_dataset
 from geomag_edge.calibration.datasets import Picture
@@ -100,19 +100,10 @@ def main() -> None:
         "command": f"python -m geomag_edge.benchmarks.typing --bundle {args.name} "
         f"--data {args.data}",
         "machine": machine(1, ("onnxruntime", "numpy", "tokenizers")),
-        "vnni": _has_vnni(),
         "forms": {"llm": settings.text_form, "psc": settings.psc_text_form},
         "ways": rows,
     }
     publish(report, as_markdown(report), args.results, f"typing_{args.name}")
-
-
-def _has_vnni() -> bool | None:
-    """Whether the CPU has VNNI, on which rounding may depend; None where it cannot be told."""
-    try:
-        return "vnni" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
 
 
 def _same(a: Record, b: Record) -> bool:
@@ -122,15 +113,13 @@ def _same(a: Record, b: Record) -> bool:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
-    host, forms = report["machine"], report["forms"]
-    versions = ", ".join(f"{k} {v}" for k, v in host["versions"].items())
-    kind = {True: " with VNNI", False: " without VNNI", None: ""}[report["vnni"]]
+    forms = report["forms"]
     lines = [
         f"# Typing: `{report['name']}`, the same questions as people type them",
         "",
         f"`{report['command']}`",
         "",
-        f"{host['cpu']}{kind}; {versions}; ort-cpu fp32. Text form of the LLM: {forms['llm']}, of "
+        f"{described(report['machine'])}; ort-cpu fp32. Text form of the LLM: {forms['llm']}, of "
         f"PSC: {forms['psc']}. Same: text, level and every score as with the plain prompt.",
         "",
         "| typed | same | right level | right words, image level | mIoU |",

@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from geomag_edge.benchmarks.machine import machine
 from geomag_edge.benchmarks.typing import WAYS, TypedSet, as_markdown
 from geomag_edge.calibration.datasets import Item, Picture
+from geomag_edge.runtime.machine import instruction_sets
 
 
 class OnePicture:
@@ -36,10 +38,10 @@ def test_the_table_has_a_row_for_each_way():
     row = {"questions": 4, "same": 3, "router": 1.0, "answers": 0.5, "mIoU": 0.25}
     table = as_markdown(
         {
-            "name": "nano", "command": "x", "machine": {"cpu": "C", "versions": {}}, "vnni": False,
+            "name": "nano", "command": "x", "machine": machine(1),
             "forms": {"llm": "lower", "psc": "lower"}, "ways": [{"way": w, **row} for w in WAYS],
         }
     )  # fmt: skip
-    assert "C without VNNI" in table
+    assert " ".join(instruction_sets()) in table
     for way in WAYS:
         assert f"| {way} | 3 of 4 | 1.000 | 0.500 | 0.2500 |" in table
