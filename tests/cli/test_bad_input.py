@@ -306,6 +306,8 @@ def test_an_export_that_is_stopped_leaves_nothing_behind(checkpoint_of, tmp_path
     process = subprocess.Popen(
         [*argv, str(checkpoint_of("qwen2-clip")), "-o", str(tmp_path / "out")],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        # A shell's background jobs are started with SIGINT ignored, and so is what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     for line in process.stderr:
         if "exporting encoder" in line:
