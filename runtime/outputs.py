@@ -151,13 +151,18 @@ def mask_raster(masks: Sequence[Mask], scene: Scene, stage: Path | None = None) 
                     block[masks[i - 1].window(r0, c0, r1, c1)] = i
                 if block.any():
                     ds.write(block, 1, window=Window(c0, r0, c1 - c0, r1 - r0))
-        with memory.open() as ds:
-            same_crs = scene.georef.gcps or (ds.crs or None) == scene.georef.crs
-        if not same_crs and stage is not None:
-            wkt = escape(scene.georef.crs.to_wkt())
-            xml = f"<PAMDataset><SRS>{wkt}</SRS></PAMDataset>\n"
+        tiff = bytes(memory.getbuffer())
+        crs = scene.georef.crs
+        if stage is not None and not scene.georef.gcps and _crs_in(tiff) != crs:
+            xml = f"<PAMDataset><SRS>{escape(crs.to_wkt())}</SRS></PAMDataset>\n"
             _write(stage / SIDECAR, xml.encode)
-        return bytes(memory.getbuffer())
+        return tiff
+
+
+def _crs_in(tiff: bytes) -> Any:
+    """The CRS that a GeoTIFF itself holds; a file in memory may have a sidecar there as well."""
+    with MemoryFile(tiff) as memory, memory.open() as ds:
+        return ds.crs or None
 
 
 def _place(georef: Georef) -> dict[str, Any]:

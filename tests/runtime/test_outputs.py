@@ -184,15 +184,23 @@ def test_the_mask_raster_lies_exactly_where_the_image_lies(tmp_path, place):
     Image.open(files["overlay"]).load()
 
 
-def test_a_crs_that_geotiff_cannot_hold_exactly_is_kept_in_a_sidecar(scene, tmp_path):
-    drone = CRS.from_wkt(
+@pytest.mark.parametrize(
+    "definition",
+    [
         'ENGCRS["drone site",EDATUM["pad"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],'
-        'LENGTHUNIT["metre",1]]'
-    )
+        'LENGTHUNIT["metre",1]]',
+        "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +datum=WGS84",
+        "+proj=isea +datum=WGS84",
+        "+proj=tpers +h=5500000 +lat_0=40 +datum=WGS84",
+        "+proj=eqearth +lon_0=5 +datum=WGS84",
+    ],
+)
+def test_a_crs_that_geotiff_cannot_hold_exactly_is_kept_in_a_sidecar(scene, tmp_path, definition):
+    odd = CRS.from_wkt(CRS.from_user_input(definition).to_wkt())  # as a file would give it
     utm = scene.georef
-    scene.georef = Georef(drone, NORTH_UP)
+    scene.georef = Georef(odd, NORTH_UP)
     with rasterio.open(answer_to(scene, tmp_path / "out", [])["masks"]) as ds:
-        assert ds.crs == drone
+        assert ds.crs == odd
         assert ds.transform == NORTH_UP
     assert (tmp_path / "out" / "masks.tif.aux.xml").exists()
     scene.georef = utm
