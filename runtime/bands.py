@@ -66,7 +66,7 @@ def chosen_bands(asked: Sequence[int] | None, info: BandInfo) -> tuple[Rgb, str 
     """
     if asked is not None:
         chosen = _asked(asked, info.colours)
-        return chosen, _note(chosen, len(info.colours))
+        return chosen, _note(chosen, info)
     readings = [(why, tell(info)) for why, tell in _WAYS]
     told = [(why, bands) for why, bands in readings if bands is not None]
     if not told:
@@ -74,14 +74,14 @@ def chosen_bands(asked: Sequence[int] | None, info: BandInfo) -> tuple[Rgb, str 
         first += [first[-1]] * (3 - len(first))
         chosen = first[0], first[1], first[2]
         because = ", the first of them, as nothing names all three colours"
-        return chosen, _note(chosen, len(info.colours), because)
+        return chosen, _note(chosen, info, because)
     why, chosen = told[0]
     for other, bands in told[1:]:
         if bands != chosen:
             numbers = ",".join(map(str, bands))
             doubt = f"; their {other} say {numbers}, which --bands {numbers} takes"
-            return chosen, _note(chosen, len(info.colours), f", by their {why}", doubt)
-    return chosen, _note(chosen, len(info.colours), f", by their {why}")
+            return chosen, _note(chosen, info, f", by their {why}", doubt)
+    return chosen, _note(chosen, info, f", by their {why}")
 
 
 def _asked(asked: Sequence[int], colours: Sequence[int]) -> Rgb:
@@ -91,18 +91,21 @@ def _asked(asked: Sequence[int], colours: Sequence[int]) -> Rgb:
             f"{len(bands)} band numbers given: give one (shown as grey) or three (red, green, blue)"
         )
     if wrong := [b for b in bands if b not in colours]:
-        have = f"bands 1 to {max(colours)}" if len(colours) > 1 else f"only band {colours[0]}"
+        have = f"bands 1 to {len(colours)}" if len(colours) > 1 else f"only band {colours[0]}"
+        if len(colours) > 1 and max(colours) > len(colours):  # alpha is not the last one
+            have = "bands " + ", ".join(map(str, colours))
         raise ImageError(f"no band {wrong[0]} in this image: it has {have} (counted from 1)")
     if len(bands) == 1:
         bands *= 3
     return bands[0], bands[1], bands[2]
 
 
-def _note(bands: Rgb, count: int, because: str = "", doubt: str = "") -> str | None:
+def _note(bands: Rgb, info: BandInfo, because: str = "", doubt: str = "") -> str | None:
     """A remark on the bands in use; none where they are the only ones, in their order."""
+    count = len(info.names)
     if len(set(bands)) == 1:
-        return f"band {bands[0]} of {count} shown as grey" if count > 1 else None
-    if count == 3 and bands == (1, 2, 3) and not doubt:
+        return f"band {bands[0]} of {count} shown as grey" if len(info.colours) > 1 else None
+    if bands == tuple(info.colours) and not doubt:
         return None
     numbers = ",".join(map(str, bands))
     return f"bands {numbers} of {count} taken as red, green, blue{because}{doubt}"

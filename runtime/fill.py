@@ -92,6 +92,15 @@ def _holds(values: NDArray[Any], value: Any) -> NDArray[np.bool_]:
         return np.abs(values - value) <= 4 * np.finfo(values.dtype).eps * np.abs(value)
 
 
+def all_hold(values: NDArray[Any], nodata: Sequence[float | None]) -> NDArray[np.bool_]:
+    """Where each band of [C,h,w] holds its own nodata value: bool[h,w]; nowhere if one has none."""
+    held = np.ones(values.shape[1:], bool)
+    for plane, own in zip(values, nodata, strict=True):
+        value = Fill(own).stored(plane.dtype)
+        held &= False if value is None else _holds(plane, value)
+    return held
+
+
 def checked_nodata(nodata: float | None) -> Fill:
     """A caller's nodata value.
 

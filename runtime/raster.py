@@ -20,7 +20,7 @@ from geomag_edge.errors import ImageError
 
 from .bands import BandInfo, chosen_bands
 from .files import open_raster, reading, told
-from .fill import Sample, checked_nodata, frame, impossible_note, samples_of
+from .fill import Sample, all_hold, checked_nodata, frame, impossible_note, samples_of
 from .pixels import (
     CHUNK_PX,
     SAMPLE_PX,
@@ -123,7 +123,8 @@ class Raster:
         """Sets the bands to read and where red, green and blue are among them."""
         ds = self._dataset
         interpretation = told(lambda: ds.colorinterp, (), "its colour interpretation", self.notes)
-        colours = [i for i in ds.indexes if interpretation[i - 1 : i] != (ColorInterp.alpha,)]
+        self._alphas = [i for i in ds.indexes if interpretation[i - 1 : i] == (ColorInterp.alpha,)]
+        colours = [i for i in ds.indexes if i not in self._alphas]
         if not colours:
             raise ImageError(f"{self.name} has only an alpha band: give an image with colours")
         names = told(lambda: ds.descriptions, (None,) * ds.count, "its bands' names", self.notes)
@@ -241,6 +242,7 @@ class Raster:
         return (
             self._to_rgb.palette is None
             and self._fill.nodata is None
+            and not self._alphas
             and all(
                 MaskFlags.all_valid in ds.mask_flag_enums[b - 1] and "float" not in ds.dtypes[b - 1]
                 for b in self._bands
@@ -259,19 +261,30 @@ class Raster:
         area = Window(col0, row0, col1 - col0, row1 - row0)
         values = ds.read(self._bands, window=area)
         flags = [self._dataset.mask_flag_enums[b - 1] for b in self._bands]
-        if all(MaskFlags.all_valid in f for f in flags):
+        if all(MaskFlags.all_valid in f for f in flags) and not self._alphas:
             return values, None
-        shared = any(MaskFlags.per_dataset in f for f in flags)
-        bands = self._bands[:1] if shared else self._bands
         if level.knows_validity:
-            masks = ds.read_masks(bands, window=area)
-        else:
-            masks = self._masks_at(bands, level, window)
-        # A colour may happen to be the nodata value in one band: all bands must say so.
-        return values, both(None, masks.any(axis=0))
+            return values, both(None, self._declared(ds, area))
+        return values, both(None, self._declared_at(level, window))
 
-    def _masks_at(self, bands: list[int], level: Level, window: Rect) -> U8:
-        """Masks [C,h,w] of a window of a level, as full resolution has them.
+    def _declared(self, ds: Any, area: Window) -> NDArray[np.bool_]:
+        """Which pixels [h,w] of an area hold data by all that the file declares: a mask, nodata
+        values and alpha, of which GDAL's own masks heed only one."""
+        flags = [self._dataset.mask_flag_enums[b - 1] for b in self._bands]
+        shared = any(MaskFlags.per_dataset in f for f in flags)
+        # A colour may happen to be the nodata value in one band: all bands must say so.
+        bands = self._bands[:1] if shared else self._bands
+        valid = np.asarray(ds.read_masks(bands, window=area).any(axis=0))
+        if self._alphas:
+            valid &= (ds.read(self._alphas, window=area) > 0).all(axis=0)
+        if shared:
+            values = ds.read(self._bands, window=area)
+            nodata = [self._dataset.nodatavals[b - 1] for b in self._bands]
+            valid &= ~all_hold(values, nodata)
+        return valid
+
+    def _declared_at(self, level: Level, window: Rect) -> NDArray[np.bool_]:
+        """The same for a window of a level, as full resolution has it.
 
         The pixel in the middle speaks for its neighbourhood. Every pixel is read, as GDAL would
         take a coarse mask from the very overviews that do not know it.
@@ -280,14 +293,14 @@ class Raster:
         rows = ((np.arange(window[0], window[2]) + 0.5) * down).astype(int)
         cols = ((np.arange(window[1], window[3]) + 0.5) * across).astype(int)
         left, width = int(cols[0]), int(cols[-1] - cols[0]) + 1
-        masks = np.empty((len(bands), len(rows), len(cols)), np.uint8)
+        valid = np.empty((len(rows), len(cols)), bool)
         step = max(1, int(CHUNK_PX / (width * down)))
         for first in range(0, len(rows), step):
             some = rows[first : first + step]
             area = Window(left, int(some[0]), width, int(some[-1] - some[0]) + 1)
-            full = self._dataset.read_masks(bands, window=area)
-            masks[:, first : first + step] = full[:, some - some[0]][:, :, cols - left]
-        return masks
+            full = self._declared(self._dataset, area)
+            valid[first : first + step] = full[some - some[0]][:, cols - left]
+        return valid
 
     def _chunks(self, level: Level, window: Rect, factor: int) -> Iterator[Rect]:
         """Cuts a window into parts of about CHUNK_PX, at multiples of `factor` from its corner."""

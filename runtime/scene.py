@@ -198,9 +198,7 @@ class Scene:
         if self._raster.always_valid:
             return None
         own = copy.copy(self._raster)
-        level, by = _level_for(own, max(shape) / VALIDITY_PX, None)
-        valid = own.read(level, (0, 0, level.height, level.width), by)[1]
-        return Validity(shape, own, (valid, (level.factor[0] * by, level.factor[1] * by)))
+        return Validity(shape, own, _where_data(own))
 
     def _filled(self, colour: tuple[int, int, int]) -> U8:
         """The image in memory with `colour` where there is no data."""
@@ -347,5 +345,27 @@ def _check_some_data(raster: Raster) -> None:
         return
     level, by = _level_for(raster, math.inf, None)
     _, valid = raster.read(level, (0, 0, level.height, level.width), by)
-    if valid is not None and not valid.any():
-        raise nothing_valid(raster.name)
+    if _some(valid) or _some(_where_data(raster)[0]):
+        return
+    raise nothing_valid(raster.name)
+
+
+def _where_data(raster: Raster) -> tuple[Valid, tuple[float, float]]:
+    """A coarse look at where a file holds data, and the rows and columns to an element of it.
+
+    Overviews may have missed what is small, so one without any data is not believed while there
+    is a finer level.
+    """
+    want = max(1.0, max(raster.height, raster.width) / VALIDITY_PX)
+    first, by = _level_for(raster, want, None)
+    finer = [lv for lv in raster.levels if max(lv.factor) < max(first.factor)]
+    looks = [(first, by), *((lv, int(want / max(lv.factor))) for lv in reversed(finer))]
+    for level, by in looks:
+        valid = raster.read(level, (0, 0, level.height, level.width), by)[1]
+        if _some(valid):
+            break
+    return valid, (level.factor[0] * by, level.factor[1] * by)
+
+
+def _some(valid: Valid) -> bool:
+    return valid is None or bool(valid.any())

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 
+from geomag_edge.errors import ImageError
 from geomag_edge.runtime.bands import BandInfo, chosen_bands
 from geomag_edge.runtime.scene import Scene
 
@@ -157,3 +158,22 @@ def test_a_file_is_shown_by_the_names_of_its_bands(tmp_path, where):
         np.testing.assert_array_equal(scene.thumbnail(100)[0], np.moveaxis(values[[2, 1, 0]], 0, 2))
     with Scene.open(tmp_path / "a.tif", bands=(4, 3, 2)) as scene:
         assert scene.notes == ("bands 4,3,2 of 4 taken as red, green, blue",)
+
+
+@pytest.mark.parametrize(
+    ("count", "alpha", "note"),
+    [
+        (4, 1, None),
+        (4, 4, None),
+        (2, 2, None),
+        (5, 5, "bands 1,2,3 of 5 taken as red, green, blue"),
+        (5, 1, "bands 2,3,4 of 5 taken as red, green, blue"),
+    ],
+)
+def test_a_note_counts_bands_and_not_colours(count, alpha, note):
+    colours = [band for band in range(1, count + 1) if band != alpha]
+    chosen, said = chosen_bands(None, BandInfo((), [None] * count, colours=colours))
+    assert alpha not in chosen
+    assert said is None if note is None else said.startswith(note)
+    with pytest.raises(ImageError, match=f"no band {alpha} .* it has .*band"):
+        chosen_bands([alpha], BandInfo((), [None] * count, colours=colours))

@@ -36,7 +36,10 @@ VALID = collar()
 PIXELS = np.random.default_rng(0).integers(1, 256, (*SHAPE, 3)).astype(np.uint8)
 
 
-def tiff(path, bands, valid=None, overviews=(), **options):
+RGB = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
+
+
+def tiff(path, bands, valid=None, overviews=(), interp=None, **options):
     """Bands [H,W,C] as a tiled GeoTIFF; `valid` becomes a mask beside or inside it."""
     with rasterio.open(
         path, "w", driver="GTiff", height=bands.shape[0], width=bands.shape[1],
@@ -44,8 +47,8 @@ def tiff(path, bands, valid=None, overviews=(), **options):
         **options,
     ) as out:  # fmt: skip
         out.write(np.moveaxis(bands, -1, 0))
-        if bands.shape[2] == 4:
-            out.colorinterp = [*(ColorInterp(i) for i in (3, 4, 5)), ColorInterp.alpha]
+        if bands.shape[2] >= 4:
+            out.colorinterp = interp or [*RGB, ColorInterp.alpha]
         if valid is not None:
             out.write_mask(valid)
     if overviews:
@@ -58,13 +61,47 @@ def holed(value, dtype=np.uint8):
     return np.where(VALID[..., None], PIXELS, value).astype(dtype)
 
 
+def thirds():
+    """The pixels without data in three parts, each for another way of saying so."""
+    part = np.random.default_rng(2).integers(0, 3, SHAPE)
+    return [VALID | (part != i) for i in range(3)]
+
+
+def by_all_means(path, alpha, overviews=()):
+    """A third each is invalid by a mask, by nodata and by alpha (or by the mask too)."""
+    mask, data, opaque = thirds()
+    bands = [np.where(data[..., None], PIXELS, 0)]
+    if alpha:
+        bands.append(opaque * np.uint8(255))
+    bands = np.dstack(bands).astype(np.uint8)
+    return tiff(path, bands, mask if alpha else mask & opaque, overviews, nodata=0)
+
+
+def nodata_and_alpha(path):
+    opaque, data = thirds()[0], thirds()[1] & thirds()[2]
+    bands = np.dstack([np.where(data[..., None], PIXELS, 0), opaque * np.uint8(255)])
+    return tiff(path, bands.astype(np.uint8), nodata=0)
+
+
 FILES = {
     "nodata": lambda p: tiff(p, holed(0), nodata=0),
     "a mask beside it": lambda p: tiff(p, PIXELS, VALID),
     "alpha": lambda p: tiff(p, np.dstack([PIXELS, VALID * np.uint8(255)])),
     "NaN": lambda p: tiff(p, holed(np.nan, np.float32)),
     "nodata, with overviews": lambda p: tiff(p, holed(0), overviews=(2, 4), nodata=0),
-}
+    "alpha, a band beside it": lambda p: tiff(
+        p, np.dstack([PIXELS, PIXELS[..., 0], VALID * np.uint8(255)]), overviews=(2, 4),
+        interp=[*RGB, ColorInterp.undefined, ColorInterp.alpha],
+    ),
+    "alpha first": lambda p: tiff(
+        p, np.dstack([VALID * np.uint8(255), PIXELS]), interp=[ColorInterp.alpha, *RGB]
+    ),
+    "alpha of floats": lambda p: tiff(p, np.dstack([PIXELS, VALID]).astype(np.float32)),
+    "alpha of signed integers": lambda p: tiff(p, np.dstack([PIXELS, VALID]).astype(np.int16)),
+    "mask and nodata": lambda p: by_all_means(p, alpha=False),
+    "mask, nodata and alpha": lambda p: by_all_means(p, alpha=True),
+    "nodata and alpha": nodata_and_alpha,
+}  # fmt: skip
 ARRAYS = {
     "masked array": lambda: np.ma.MaskedArray(PIXELS, np.repeat(~VALID[..., None], 3, 2)),
     "array with NaN": lambda: holed(np.nan, np.float64),
@@ -255,3 +292,22 @@ def test_bits_of_any_size_come_back_as_they_were(height, width, seed):
     expected = inside & valid
     validity.clear(inside, y, x)
     np.testing.assert_array_equal(inside, expected)
+
+
+def test_the_same_pixels_hold_data_in_memory(source):
+    with Scene.open(source) as scene:
+        np.testing.assert_array_equal(held(scene.validity, 0, 0, *SHAPE), VALID)
+
+
+@pytest.mark.parametrize("where", [np.s_[5:8, 5:8], np.s_[:, 9::16]])
+def test_data_that_the_overviews_miss_is_data(tmp_path, monkeypatch, where):
+    monkeypatch.setattr(scene_module, "WHOLE_IMAGE_WITH_OVERVIEWS_PX", 0)
+    monkeypatch.setattr(scene_module, "VALIDITY_PX", 40)
+    values = np.zeros((704, 896, 3), np.uint8)
+    values[where] = 200
+    path = tiff(tmp_path / "a.tif", values, overviews=(16, 32), nodata=0)
+    with Scene.open(path) as scene:
+        assert scene.validity.box_of_data([0, 0, 896, 704]) is not None
+    path = tiff(tmp_path / "b.tif", values * 0, overviews=(16, 32), nodata=0)
+    with pytest.raises(ImageError, match="no valid pixel"):
+        Scene.open(path)
