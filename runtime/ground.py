@@ -59,6 +59,8 @@ def ground_of(georef: Georef, shape: tuple[int, int]) -> Ground:
     with rasterio.Env():  # without it GDAL prints what it raises
         if georef.transform is not None and georef.crs is None:
             return _pixels("has a transform (perhaps a world file) but names no CRS")
+        if georef.transform is not None and not _has_area(georef.transform):
+            return _pixels("has a transform under which its pixels have no area")
         if georef.transform is not None:
             return _from_transform(georef.crs, georef.transform, shape)
         if georef.gcps:
@@ -80,7 +82,7 @@ def _from_transform(crs: Any, transform: Affine, shape: tuple[int, int]) -> Grou
         return _affine(transform, xy)
 
     ground = _in_crs(to_crs, crs, shape)
-    if ground.coordinates != "wgs84" or crs.is_geographic:
+    if ground.coordinates != "wgs84" or not crs.is_projected:
         return ground
     lattice = _lattice(shape)
     returning = _returning(to_crs(lattice), crs)
@@ -114,11 +116,17 @@ def _in_crs(to_crs: Place, crs: Any, shape: tuple[int, int]) -> Ground:
 
 def _no_way(crs: Any, points: F64) -> str | None:
     """Why none of these points [n,2] of a CRS has a longitude and latitude, or None."""
+    about = crs.to_dict(projjson=True) or {}
+    name = about.get("name") or "without a name"
+    axes = about.get("source_crs", about).get("coordinate_system", {})
+    geocentric = axes.get("subtype") == "Cartesian" and len(axes["axis"]) == 3
+    if (geocentric and not crs.is_projected) or axes.get("subtype") == "vertical":
+        kind = "geocentric" if geocentric else "one of heights"
+        return f"the image's CRS ({name}) is {kind}, in which x and y alone name no place"
     found: list[str] = []
     if np.isfinite(_to_wgs84(crs, points, found)).all(axis=1).any():
         return None
     complaint = found[-1] if found else "no point of it lies on the Earth"
-    name = (crs.to_dict(projjson=True) or {}).get("name") or "without a name"
     if "Cannot find coordinate operations" in complaint and database_note() is None:
         return f"nothing relates the image's CRS ({name}) to WGS 84"
     if "outside of projection domain" in complaint or not found:
@@ -130,23 +138,27 @@ def _from_gcps(georef: Georef, shape: tuple[int, int]) -> Ground:
     points, crs = georef.gcps, georef.crs
     if crs is None:
         return _pixels("has ground control points but names no CRS for them")
+    count = f"has {len(points)} ground control points"
     xy = np.array([(p.x, p.y) for p in points], np.float64)
-    if crs.is_geographic:
-        xy[:, 0] += 360 * np.round((xy[0, 0] - xy[:, 0]) / 360)
-        if np.abs(xy[:, 1]).max() > POLAR_DEG:
-            pole = 90 if xy[:, 1].mean() > 0 else -90
-            plane = CRS.from_proj4(f"+proj=laea +lat_0={pole} +datum=WGS84")
-            x, y = warp_points(crs, plane, *xy.T)[:2]
-            xy, crs = np.array([x, y]).T, plane
-    moved = [GroundControlPoint(p.row, p.col, *at) for p, at in zip(points, xy, strict=True)]
+    if not np.isfinite([xy, [(p.col, p.row) for p in points]]).all():
+        return _pixels(f"{count}, of which some are not numbers")
     try:
+        if crs.is_geographic:
+            xy[:, 0] += 360 * np.round((xy[0, 0] - xy[:, 0]) / 360)
+            if np.abs(xy[:, 1]).max() > POLAR_DEG:
+                pole = 90 if xy[:, 1].mean() > 0 else -90
+                plane = CRS.from_proj4(f"+proj=laea +lat_0={pole} +datum=WGS84")
+                x, y = warp_points(crs, plane, *xy.T)[:2]
+                xy, crs = np.array([x, y]).T, plane
+        moved = [GroundControlPoint(p.row, p.col, *at) for p, at in zip(points, xy, strict=True)]
         fit = GCPTransformer(moved)
         there = fit.rowcol(*xy.T, op=np.positive)
     except Exception as e:  # GDAL's own errors have no public class
-        cause = str(e).strip().rstrip(".").lower()
-        return _pixels(f"has {len(points)} ground control points that fix no place ({cause})")
+        return _pixels(f"{count} that fix no place ({_cause(e)})")
     off = np.stack(there, axis=1) - [(p.row, p.col) for p in points]
     rms = math.sqrt((off**2).sum(axis=1).mean())
+    if not math.isfinite(rms):
+        return _pixels(f"{count} that fix no place")
     ground = _in_crs(lambda at: _through(fit, at), crs, shape)
     note = (
         f"coordinates are approximate: a polynomial through {len(points)} ground control points, "
@@ -159,7 +171,13 @@ def _from_rpcs(rpcs: Any, shape: tuple[int, int]) -> Ground:
     height = float(rpcs.height_off)
     # GDAL's own threshold of 0.1 px would make straight edges ragged.
     options = {"RPC_HEIGHT": height, "RPC_PIXEL_ERROR_THRESHOLD": 1e-6}
-    fit = RPCTransformer(rpcs, **options)
+    try:
+        fit = RPCTransformer(rpcs, **options)
+        fixed = np.isfinite(_through(fit, _lattice(shape))).any()
+    except Exception as e:  # GDAL's own errors have no public class
+        return _pixels(f"has rational polynomials (RPC) that fix no place ({_cause(e)})")
+    if not fixed:
+        return _pixels("has rational polynomials (RPC) that fix no place")
     note = (
         "coordinates are approximate: rational polynomials (RPC) with all ground at their mean "
         f"height, {height:g} m above the ellipsoid, as there is no terrain model"
@@ -169,6 +187,17 @@ def _from_rpcs(rpcs: Any, shape: tuple[int, int]) -> Ground:
         return _through(fit, xy)
 
     return Ground("wgs84", place, (note,), 0.01, _mirrored(place, _lattice(shape), shape))
+
+
+def _cause(e: Exception) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".").lower()
+
+
+def _has_area(t: Affine) -> bool:
+    """Whether a transform can be inverted, and not only for what rounding left of it."""
+    sides = t.a**2 + t.b**2 + t.d**2 + t.e**2
+    area = abs(t.a * t.e - t.b * t.d)
+    return all(map(math.isfinite, (*t[:6], area))) and area > 1e-12 * sides
 
 
 def _through(fit: Any, xy: F64) -> F64:

@@ -2,9 +2,11 @@
 
 import json
 
+import attrs
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
@@ -13,6 +15,7 @@ from rasterio.transform import GCPTransformer, RPCTransformer, from_origin
 
 from geomag_edge.runtime.geojson import feature_collection
 from geomag_edge.runtime.masks import Mask
+from geomag_edge.runtime.outputs import write_outputs
 from geomag_edge.runtime.raster import Georef
 from geomag_edge.runtime.scene import Scene
 
@@ -191,3 +194,56 @@ def test_a_crs_with_no_way_to_wgs84_is_named(crs, name):
     (note,) = data["geomag_notes"]
     assert note.startswith("nothing relates")
     assert name in note
+
+
+def broken_rpc(**changes):
+    return Georef(None, None, (), RPC(**(attrs.asdict(rpc()) | changes)))
+
+
+def gcps(crs, *points):
+    return Georef(crs, None, tuple(GroundControlPoint(*p) for p in points))
+
+
+CORNERS = [(0, 0, 10.0, 50.0), (0, 160, 11, 50), (120, 0, 10, 49), (120, 160, 11, 49)]
+ECEF = CRS.from_epsg(4978)
+UTM = CRS.from_epsg(32633)
+
+
+@pytest.mark.parametrize(
+    ("georef", "coordinates"),
+    [
+        (broken_rpc(line_scale=0.0), "pixel"),
+        (broken_rpc(lat_scale=0.0, long_scale=0.0), "pixel"),
+        (broken_rpc(line_num_coeff=[0.0] * 20, samp_num_coeff=[0.0] * 20), "pixel"),
+        (broken_rpc(line_den_coeff=[0.0] * 20), "pixel"),
+        (broken_rpc(lat_off=np.nan), "pixel"),
+        (Georef(UTM, Affine(10, 0, 500000, 0, 0, 5000000)), "pixel"),
+        (Georef(UTM, Affine(0, 0, 500000, 0, 0, 5000000)), "pixel"),
+        (Georef(UTM, Affine(0.1, 0.3, 500000, 0.3, 0.9, 5000000)), "pixel"),
+        (Georef(WGS84, Affine(np.nan, 0, 10, 0, -1, 50)), "pixel"),
+        (Georef(UTM, Affine(10, 0, np.inf, 0, -10, 5000000)), "pixel"),
+        (Georef(ECEF, from_origin(4e6, 1e6, 10, 10)), "native"),
+        (Georef(CRS.from_epsg(4920), from_origin(4e6, 1e6, 10, 10)), "native"),
+        (Georef(CRS.from_epsg(7789), from_origin(4e6, 1e6, 10, 10)), "native"),
+        (Georef(CRS.from_epsg(5773), from_origin(0, 0, 10, 10)), "native"),
+        (gcps(ECEF, *[(r, c, x * 4e5, y * 1e4) for r, c, x, y in CORNERS]), "native"),
+        (gcps(WGS84, *CORNERS, (60, 80, np.nan, 49.5)), "pixel"),
+        (gcps(UTM, *CORNERS, (np.nan, 80, 10.5, 49.5)), "pixel"),
+        (gcps(WGS84, *[(r, c, x, y * 1e9) for r, c, x, y in CORNERS]), "pixel"),
+    ],
+)
+def test_a_place_that_is_none_never_costs_the_answer(tmp_path, capfd, georef, coordinates):
+    with Scene.open(np.zeros((*SHAPE, 3), np.uint8)) as scene:
+        scene.georef = georef
+        view = [0, 0, SHAPE[1], SHAPE[1]]
+        files = write_outputs(
+            tmp_path, scene, {"text": "", "boxes": []}, [box_mask()], None, view,
+            np.zeros((0, 4), np.float32), ["x"],
+        )  # fmt: skip
+    data = json.loads(files["polygons"].read_text())
+    assert data["geomag_coordinates"] == coordinates
+    assert data["features"][0]["geometry"] is not None
+    note = data["geomag_notes"][-1]
+    assert coordinates == "pixel" or "x and y alone name no place" in note
+    assert "off the Earth" not in str(data["geomag_notes"])
+    assert capfd.readouterr().err == ""
