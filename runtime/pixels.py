@@ -50,7 +50,7 @@ class ToRgb:
         """[C,h,w] -> (u8[h,w,3], valid). Pixels of fill, NaN and infinity stop being valid."""
         valid = both(valid, self.fill.valid(values))
         if self.palette is not None:
-            colours = self.palette[np.minimum(values[0], len(self.palette) - 1)]
+            colours = coloured(values[0], self.palette)
             return np.ascontiguousarray(colours[..., :3]), both(valid, colours[..., 3] > 0)
         if values.dtype == bool:
             values = values.astype(np.uint8) * 255
@@ -69,6 +69,16 @@ class ToRgb:
         return rgb, valid
 
 
+def coloured(values: NDArray[Any], palette: U8) -> U8:
+    """The colours [h,w,4] of values [h,w] of any type; opaque black, as GDAL has it, for those
+    that the palette [N,4] lacks: they are data all the same."""
+    nearest = np.rint(values) if values.dtype.kind == "f" else values
+    listed = (nearest >= 0) & (nearest < len(palette))
+    colours = palette[np.where(listed, nearest, 0).astype(np.intp)]
+    colours[~listed] = 0, 0, 0, 255
+    return colours
+
+
 def both(first: Valid, second: Valid) -> Valid:
     """Valid where both are; None as soon as nothing is invalid."""
     if second is not None and second.all():
@@ -81,6 +91,10 @@ def both(first: Valid, second: Valid) -> Valid:
 def scaled(values: NDArray[Any], low: float, high: float) -> U8:
     """`low`..`high` -> 0..255, rounded and clipped; NaN -> 0."""
     kind = np.result_type(values.dtype, np.float32)
+    info = np.finfo(kind)
+    coarsest = 1000 * max(info.eps * max(abs(low), abs(high)), info.tiny)
+    if not coarsest < high - low < info.max:  # float32 would round the range away
+        kind = np.promote_types(kind, np.float64)
     out = values.astype(kind)
     with np.errstate(over="ignore", invalid="ignore"):  # of pixels without data
         out -= kind.type(low)
@@ -92,14 +106,16 @@ def scaled(values: NDArray[Any], low: float, high: float) -> U8:
 def percentile_range(sample: NDArray[Any]) -> tuple[float, float]:
     """The value range of valid, finite values [n], n >= 1: 2nd to 98th percentile.
 
-    Where these meet (sparse bright points, a constant picture) the extremes serve, then +-0.5.
+    Where these meet (sparse bright points, a constant picture) the extremes serve, then +-0.5, or
+    more where float64 has no such step.
     """
     sample = sample.astype(np.float64)
     low, high = np.percentile(sample, [LOW_PERCENT, HIGH_PERCENT])
     if low == high:
         low, high = sample.min(), sample.max()
     if low == high:
-        low, high = low - 0.5, high + 0.5
+        half = max(0.5, np.spacing(abs(low)))
+        low, high = low - half, high + half
     return float(low), float(high)
 
 

@@ -251,3 +251,28 @@ def test_a_grey_band_with_three_ranges_is_coloured_by_them():
     values = np.full((4, 5), 150, np.float32)
     picture, _ = opened("array", None, values, value_range=(0, 100, 0, 200, 100, 200))
     assert picture[0, 0].tolist() == [255, 191, 128]
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    ("dtype", "value", "other"),
+    [
+        ("int64", 2**62, 100), ("uint64", 2**63, 7), ("int64", -(2**62), 3), ("int64", 10**17, 0),
+        ("float64", 1e17, 0), ("float32", 1e10, 0), ("float32", -1e19, 0), ("float32", 2e7, 0),
+    ],
+)  # fmt: skip
+def test_a_picture_whose_range_is_below_its_types_step_is_grey(tmp_path, kind, dtype, value, other):
+    values = np.full((8, 8, 1), value, dtype)
+    values[:, 4:] += np.array(other, dtype)
+    shown, _ = opened(kind, tmp_path, values)
+    assert (abs(shown.astype(int) - 128) <= 20).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [("float32", 1e10, 1e10 + 8192), ("float32", 0, 1e-39), ("float64", 1e17, 1e17 + 1024)],
+)
+def test_a_narrow_range_far_from_zero_keeps_its_contrast(dtype, low, high):
+    values = np.array([low, high], dtype).repeat(32).reshape(8, 8, 1)
+    shown, _ = opened("array", None, values)
+    assert (shown.min(), shown.max()) == (0, 255)

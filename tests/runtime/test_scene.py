@@ -184,6 +184,25 @@ def test_a_palette_is_expanded(tmp_path):
     assert notes == ("palette expanded to RGB",)
 
 
+@pytest.mark.parametrize("dtype", ["Int16", "Int8", "UInt16", "Int32", "UInt32", "Float32"])
+def test_a_palette_on_values_of_any_type_is_black_where_it_has_no_colour(tmp_path, dtype):
+    values = np.array([[0, 1, 2, 3, 120], [1, 1, 0, 2, 100]], dtype.lower())
+    if not dtype.startswith("U"):
+        values[1, 2:4] = -1, -100
+    write_tiff(tmp_path / "a.tif", values)
+    table = [(10, 20, 30), (200, 100, 0), (0, 0, 255)]
+    entries = "".join(f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in table)
+    (tmp_path / "a.vrt").write_text(
+        f'<VRTDataset rasterXSize="5" rasterYSize="2"><VRTRasterBand dataType="{dtype}" band="1">'
+        f"<ColorInterp>Palette</ColorInterp><ColorTable>{entries}</ColorTable><SimpleSource>"
+        '<SourceFilename relativeToVRT="1">a.tif</SourceFilename></SimpleSource></VRTRasterBand>'
+        "</VRTDataset>"
+    )
+    picture, _ = shown(tmp_path / "a.vrt")
+    expected = [[table[v] if 0 <= v < 3 else (0, 0, 0) for v in row] for row in values.astype(int)]
+    np.testing.assert_array_equal(picture, expected)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
 def test_every_pillow_mode_opens(mode):
     grey = Image.fromarray(noise(8, 9)[..., 0])
