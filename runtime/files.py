@@ -9,16 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
+import tempfile
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
-from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 import rasterio
+import rasterio.shutil
 from rasterio._err import CPLE_BaseError
-from rasterio.abc import FileContainer
 from rasterio.errors import (
     CRSError,
     NodataShadowWarning,
@@ -36,6 +39,9 @@ CACHE_BYTES = 64_000_000
 MOST_WARNINGS = 3
 """Decoder warnings that become notes of one image; a broken file can give thousands."""
 
+LINKED = "geomag-edge-name-"
+"""Begins the name of a folder of links to an image whose own name rasterio cannot take."""
+
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, CRSError, RPCError, UnicodeError, OSError)
 """What rasterio raises for what a file holds. GDAL's own errors come through bare in places, and
 have no public name."""
@@ -44,6 +50,7 @@ _REMOTE = re.compile(
     r"\b(https?|ftp|s3|gs|az|oss)://|/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)", re.I
 )
 _ADVICE = re.compile(r" *\(this (error|warning) can be turned .*?\)", re.I)
+_LINKED = re.compile(rf"[^\s'\"]*/{LINKED}[^/]*/")
 _WARNING = "read, though GDAL warns: "
 
 
@@ -85,10 +92,10 @@ def open_raster(name: str, notes: list[str] | None = None, **options: Any) -> An
         raise ImageError(f"no image at {name!r}: check the path")
     with reading(name, notes):
         dataset = _open(name, options)
-        # GDAL reads a PNG that was cut short without a word and leaves the rest black.
-        if dataset.driver == "PNG" and os.path.isfile(name) and not _png_is_whole(name):
+        if "overview_level" not in options and (cut := _truncated_png(dataset)):
             dataset.close()
-            raise ImageError(f"{name} is a truncated PNG: copy or download it again")
+            held = "is a truncated PNG" if dataset.driver == "PNG" else f"shows {cut}, a truncated PNG"
+            raise ImageError(f"{name} {held}: copy or download it again")
     return dataset
 
 
@@ -114,7 +121,7 @@ def printable(name: str) -> str:
 
 def cause_of(e: BaseException, name: str = "") -> str:
     """What went wrong, in one line, without the file's name and GDAL's advice on its settings."""
-    text = _ADVICE.sub("", str(e.__cause__ or e))
+    text = _LINKED.sub("", _ADVICE.sub("", str(e.__cause__ or e)))
     cause = (text.strip().splitlines() or [type(e).__name__])[0].rstrip(".")
     for prefix in (f"{name}: ", f"{name}, ", f"'{name}' "):
         cause = cause.removeprefix(prefix)
@@ -139,13 +146,13 @@ def _explained(name: str, cause: str) -> str:
 
 
 def _open(name: str, options: dict[str, Any]) -> Any:
+    path = os.fsdecode(unquote_to_bytes(os.fsencode(name.removeprefix("file://"))))
+    if name.startswith("file://") and os.path.exists(path):
+        name = path
     try:
         name.encode()
     except UnicodeEncodeError:  # rasterio speaks UTF-8 alone, a file system any bytes
-        return rasterio.open(quote_from_bytes(os.fsencode(name)), opener=_AnyBytes(), **options)
-    path = unquote(name.removeprefix("file://"))
-    if name.startswith("file://") and os.path.exists(path):
-        name = path
+        return _open_linked(name, options)
     # rasterio takes the first part of a relative path for a host.
     archive = re.match(r"((?:zip|tar|gzip)(?:\+file)?://)([^/].*)", name)
     if archive:
@@ -153,29 +160,32 @@ def _open(name: str, options: dict[str, Any]) -> Any:
     return rasterio.open(name, **options)
 
 
-class _AnyBytes(FileContainer):
-    """Local files under percent-quoted names, so that an image's sidecars are found beside it."""
-
-    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
-        return open(unquote_to_bytes(path), "rb")
-
-    def isfile(self, path: str) -> bool:
-        return os.path.isfile(unquote_to_bytes(path))
-
-    def isdir(self, path: str) -> bool:
-        return os.path.isdir(unquote_to_bytes(path))
-
-    def ls(self, path: str) -> list[str]:
-        return [quote_from_bytes(name) for name in os.listdir(unquote_to_bytes(path))]
-
-    def mtime(self, path: str) -> int:
-        return int(os.path.getmtime(unquote_to_bytes(path)))
-
-    def size(self, path: str) -> int:
-        return os.path.getsize(unquote_to_bytes(path))
-
-    def rm(self, path: str) -> None:
-        raise PermissionError(f"{path} is only read")
+def _open_linked(name: str, options: dict[str, Any]) -> Any:
+    """A file or folder whose name is not UTF-8, through a link of another name; the files that
+    belong to it by their names (masks, overviews, world files) are linked beside it."""
+    if not os.path.exists(name):
+        raise ImageError(
+            f"no image at {name}: check the path (a name that is not UTF-8 must be a file's or a "
+            "folder's own)"
+        )
+    folder, base = os.path.split(os.path.abspath(name))
+    links = tempfile.mkdtemp(prefix=LINKED)
+    try:
+        if base == printable(base):  # only a folder on the way to it has such a name
+            os.symlink(folder, os.path.join(links, "in"))
+            link = os.path.join("in", base)
+        else:
+            stem = os.path.splitext(base)[0]
+            for entry in (e for e in os.listdir(folder) if e.startswith(stem)):
+                link = printable("image" + entry.removeprefix(stem))
+                os.symlink(os.path.join(folder, entry), os.path.join(links, link))
+            link = printable("image" + base.removeprefix(stem))
+        dataset = rasterio.open(os.path.join(links, link), **options)
+    except BaseException:
+        shutil.rmtree(links, ignore_errors=True)
+        raise
+    weakref.finalize(dataset, shutil.rmtree, links, ignore_errors=True)
+    return dataset
 
 
 class _Warnings(logging.Handler):
@@ -189,6 +199,7 @@ class _Warnings(logging.Handler):
         if self._notes is None or record.thread != self._thread:
             return
         text = re.sub(r"^CPLE_\w+( in |:)", "", _ADVICE.sub("", record.getMessage()))
+        text = _LINKED.sub("", text)
         for name in (self._name, os.path.basename(self._name)):
             text = text.removeprefix(f"{name}: ")
         note = _WARNING + " ".join(text.split())
@@ -196,15 +207,49 @@ class _Warnings(logging.Handler):
             self._notes.append(note)
 
 
-def _png_is_whole(name: str) -> bool:
-    """Walks the chunks of a PNG to its end mark."""
+def _truncated_png(dataset: Any) -> str | None:
+    """A local PNG that a dataset is or shows (a VRT) and that was cut short: GDAL reads it without
+    a word and leaves the rest black."""
+    for file in dataset.files:
+        if _REMOTE.search(file):
+            continue
+        part = re.fullmatch(r"/vsisubfile/(\d+)_(-?\d+),(.+)", file)
+        path, start, size = (part[3], int(part[1]), int(part[2])) if part else (file, 0, 0)
+        if os.path.isfile(path):
+            whole = _png_is_whole(path, start, size)
+        elif dataset.driver == "PNG" or file.lower().endswith(".png"):
+            whole = _copied_png_is_whole(file)
+        else:
+            continue
+        if not whole:
+            return str(file)
+    return None
+
+
+def _copied_png_is_whole(name: str) -> bool:
+    """The same for what only GDAL can read (`/vsicached`, `/vsigzip`); True where it cannot copy
+    it (`/vsitar`)."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "copy.png")
+        try:
+            rasterio.shutil.copyfiles(name, copy)
+        except GDAL_ERRORS:
+            return True
+        return _png_is_whole(copy)
+
+
+def _png_is_whole(name: str, start: int = 0, size: int = 0) -> bool:
+    """Walks the chunks of a PNG, which is a file or `size` bytes of it, to its end mark; True of
+    what is no PNG."""
     with open(name, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            if head[4:] == b"IEND":
-                return True
+        rest = os.fstat(file.fileno()).st_size - start
+        end = start + (min(size, rest) if size > 0 else rest)
+        file.seek(start)
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return True
+        while file.tell() + 8 <= end:
+            head = file.read(8)
             file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-            if file.tell() > size:
-                return False
+            if head[4:] == b"IEND":
+                return file.tell() <= end
     return False

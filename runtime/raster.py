@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from geomag_edge.errors import ImageError
 
 from .bands import BandInfo, chosen_bands
-from .files import open_raster, reading, told
+from .files import LINKED, open_raster, reading, told
 from .fill import Sample, all_hold, checked_nodata, frame, impossible_note, samples_of
 from .pixels import (
     CHUNK_PX,
@@ -401,5 +401,5 @@ def georef_of(ds: Any, notes: list[str]) -> Georef:
 def _part(ds: Any, last: bool = False) -> str:
     """A part of a file, in words that a shell takes as they stand."""
     parts = {k: v for k, v in ds.tags(ns="SUBDATASETS").items() if k.endswith("_NAME")}
-    names = [name for name in parts.values() if "/vsiriopener" not in name]  # only of this process
+    names = [name for name in parts.values() if LINKED not in name]  # only of this process
     return f", such as {shlex.quote(names[-1 if last else 0])}" if names else ""

@@ -1,11 +1,13 @@
 """Names of images: what GDAL opens is opened, whatever it is called; errors are one line."""
 
+import gzip
 import os
 import re
 import shlex
 import subprocess
 import sys
 import zipfile
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ PICTURE = np.asarray(
         (80, 60), Image.Resampling.BICUBIC
     )
 )
+GREY = PICTURE[..., :1]  # several bands would be several images in some formats
 
 
 def write_tiff(path, values=PICTURE, mask=None, **profile):
@@ -38,8 +41,8 @@ def write_tiff(path, values=PICTURE, mask=None, **profile):
     return str(path)
 
 
-def converted(folder, name, driver, **options):
-    source = write_tiff(folder / "source.tif")
+def converted(folder, name, driver, picture=PICTURE, **options):
+    source = write_tiff(folder / "source.tif", picture)
     rasterio.shutil.copy(source, str(folder / name), driver=driver, **options)
     os.remove(source)
     return str(folder / name)
@@ -70,6 +73,14 @@ def unnamable(folder):
     return path
 
 
+def in_unnamable(folder):
+    path = os.fsdecode(os.fsencode(folder) + b"/m\xe4rz")
+    os.mkdir(path)
+    write_tiff(folder / "a.tif")
+    os.rename(folder / "a.tif", path + "/a.tif")
+    return path
+
+
 NAMES = {
     "absolute path": lambda p: write_tiff(p / "a.tif"),
     "relative path": lambda p: os.path.basename(write_tiff(p / "a.tif")),
@@ -86,6 +97,8 @@ NAMES = {
     "array in a folder": lambda p: f'ZARR:"{zarr(p)}":/a',
     "not UTF-8": unnamable,
     "not UTF-8 and relative": lambda p: os.path.basename(unnamable(p)),
+    "folder that is not UTF-8": lambda p: in_unnamable(p) + "/a.tif",
+    "file URL that is not UTF-8": lambda p: "file://" + quote(os.fsencode(unnamable(p))),
 }
 
 
@@ -158,6 +171,46 @@ def test_sidecars_of_a_name_that_is_not_utf8_are_found(tmp_path, suffix):
         picture = scene.thumbnail(80)[0]
     assert (picture[:, 41:] == 236).all()
     np.testing.assert_array_equal(picture[:, :39], PICTURE[:, :39])
+
+
+@pytest.mark.parametrize(
+    ("ending", "world"),
+    [("tif", "tfw"), ("tif", "wld"), ("png", "pgw"), ("jpg", "jgw"), ("bmp", "bpw")],
+)
+@pytest.mark.parametrize("where", [b"/\xff", b"/\xff/a"])
+def test_the_world_file_of_a_name_that_is_not_utf8_is_found(tmp_path, ending, world, where):
+    stem = os.fsdecode(os.fsencode(tmp_path) + where)
+    os.makedirs(os.path.dirname(stem), exist_ok=True)
+    Image.fromarray(PICTURE).save(tmp_path / f"b.{ending}")
+    os.rename(tmp_path / f"b.{ending}", f"{stem}.{ending}")
+    with open(f"{stem}.{world}", "w") as file:
+        file.write("2\n0\n0\n-2\n500\n600\n")
+    with Scene.open(f"{stem}.{ending}") as scene:
+        assert scene.georef.transform[:6] == (2, 0, 499, 0, -2, 601)
+
+
+@pytest.mark.parametrize("driver", ["netCDF", "VRT", "ENVI", "Zarr"])
+def test_a_format_of_any_kind_is_read_under_a_name_that_is_not_utf8(tmp_path, monkeypatch, driver):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "links"))
+    os.mkdir(tmp_path / "links")
+    plain = str(tmp_path / "a.tif")
+    if driver == "VRT":
+        write_tiff(plain, GREY)
+        rasterio.shutil.copy(plain, str(tmp_path / "b.vrt"), driver="VRT")
+    else:
+        converted(tmp_path, "b.vrt", driver, picture=GREY)
+    name = os.path.join(tmp_path, os.fsdecode(b"\xff.vrt"))
+    for beside in [f for f in os.listdir(tmp_path) if f.startswith("b.")]:
+        os.rename(tmp_path / beside, name.removesuffix(".vrt") + beside[1:])
+    # Read as a stream of Python's, a NetCDF hung for ever.
+    code = (
+        "import os, sys; from geomag_edge.runtime.scene import Scene\n"
+        "print(Scene.open(os.fsdecode(bytes.fromhex(sys.argv[1]))).thumbnail(80)[0].sum())"
+    )
+    command = [sys.executable, "-c", code, os.fsencode(name).hex()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [str(GREY.astype(int).sum() * 3)], done.stderr
+    assert os.listdir(tmp_path / "links") == []
 
 
 @pytest.mark.parametrize("setting", ["EMPTY_DIR", "TRUE"])
@@ -282,6 +335,52 @@ def test_a_file_that_was_cut_short_is_refused_in_every_format(tmp_path, ending, 
         Scene.open(path)
     assert "\n" not in str(error.value)
     assert "GDAL_ERROR_ON" not in str(error.value)
+
+
+def in_gzip(path):
+    path.with_suffix(".gz").write_bytes(gzip.compress(path.read_bytes()))
+    return f"/vsigzip/{path.with_suffix('.gz')}"
+
+
+def in_a_larger_file(path):
+    data = path.read_bytes()
+    path.write_bytes(b"0123456789" + data + b"end")
+    return f"/vsisubfile/10_{len(data)},{path}"
+
+
+def in_a_vrt(path):
+    target = path.with_suffix(".vrt")
+    rasterio.shutil.copy(str(path), str(target), driver="VRT")
+    return str(target)
+
+
+WAYS_TO_A_PNG = {
+    "path": str,
+    "file URL": lambda p: f"file://{p}",
+    "vrt URL": lambda p: f"vrt://{p}?bands=1",
+    "cached": lambda p: f"/vsicached?chunk_size=65536&file={p}",
+    "part of a file": in_a_larger_file,
+    "gzip": in_gzip,
+    "VRT": in_a_vrt,
+    "name that is not UTF-8": lambda p: p.rename(p.parent / os.fsdecode(b"\xff.png")),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_A_PNG)
+@pytest.mark.parametrize("share", [0.5, 0.999, 1])
+def test_a_png_that_was_cut_short_is_refused_whatever_the_way_to_it(tmp_path, way, share):
+    path = tmp_path / "a.png"
+    rough = np.random.default_rng(5).integers(0, 250, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(rough).save(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    name = WAYS_TO_A_PNG[way](path)
+    if share == 1:
+        with Scene.open(name) as scene:
+            assert scene.height == 200
+        return
+    with pytest.raises(ImageError, match=r"a truncated PNG") as error:
+        Scene.open(name)
+    assert "\n" not in str(error.value)
 
 
 # What a file says of itself
