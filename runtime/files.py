@@ -94,8 +94,8 @@ def open_raster(name: str, notes: list[str] | None = None, **options: Any) -> An
         dataset = _open(name, options)
         if "overview_level" not in options and (cut := _truncated_png(dataset)):
             dataset.close()
-            held = "is a truncated PNG" if dataset.driver == "PNG" else f"shows {cut}, a truncated PNG"
-            raise ImageError(f"{name} {held}: copy or download it again")
+            held = "is" if dataset.driver == "PNG" else f"shows {cut}, which is"
+            raise ImageError(f"{name} {held} a truncated PNG: copy or download it again")
     return dataset
 
 

@@ -39,7 +39,8 @@ class Fill:
     """Which values hold no data, beside what the file itself declares."""
 
     nodata: float | None = None
-    """The caller's own; a pixel counts as such where all bands hold it."""
+    """The caller's own; a pixel counts as such where all bands hold it. An int stays one, as
+    64-bit values have more digits than a float."""
 
     def valid(self, values: NDArray[Any]) -> Valid:
         """[C,h,w] -> bool[h,w]: where pixels hold data; None where all do."""
@@ -59,7 +60,9 @@ class Fill:
         if dtype.kind == "f":
             with np.errstate(over="ignore"):
                 return dtype.type(self.nodata)
-        if dtype.kind == "b" or not self.nodata.is_integer():
+        if math.isinf(self.nodata):
+            return None
+        if dtype.kind == "b" or self.nodata != int(self.nodata):
             return None
         info = np.iinfo(dtype)
         return dtype.type(int(self.nodata)) if info.min <= self.nodata <= info.max else None
@@ -108,8 +111,11 @@ def checked_nodata(nodata: float | None) -> Fill:
         ImageError: no number.
     """
     try:
-        return Fill(None if nodata is None else float(nodata))
-    except (TypeError, ValueError) as e:
+        if nodata is None:
+            return Fill()
+        number = float(nodata)
+        return Fill(int(nodata) if isinstance(nodata, (int, np.integer)) else number)
+    except (TypeError, ValueError, OverflowError) as e:
         raise ImageError(f"nodata {nodata!r} is not usable: give one number") from e
 
 

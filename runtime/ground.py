@@ -140,7 +140,7 @@ def _from_gcps(georef: Georef, shape: tuple[int, int]) -> Ground:
         return _pixels("has ground control points but names no CRS for them")
     count = f"has {len(points)} ground control points"
     xy = np.array([(p.x, p.y) for p in points], np.float64)
-    if not np.isfinite([xy, [(p.col, p.row) for p in points]]).all():
+    if not np.isfinite([(p.col, p.row, p.x, p.y) for p in points]).all():
         return _pixels(f"{count}, of which some are not numbers")
     try:
         if crs.is_geographic:

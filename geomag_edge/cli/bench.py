@@ -184,7 +184,7 @@ def _shown(args: argparse.Namespace) -> list[str]:
 
         shown += ["--image", printable(PurePosixPath(args.image).name)]
     if args.nodata is not None:
-        shown += [f"--nodata={args.nodata:g}"]
+        shown += [f"--nodata={args.nodata}"]
     if args.threads:
         shown += ["--threads", str(args.threads)]
     return [*shown, "--rounds", str(args.rounds)]

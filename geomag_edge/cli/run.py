@@ -26,9 +26,18 @@ IMAGE_HELP = "PNG, JPEG, GeoTIFF, ...: a path, a URL, or another name that GDAL 
 def add_nodata_argument(parser: argparse.ArgumentParser) -> None:
     """The argument that says which value of an image means no data."""
     parser.add_argument(
-        "--nodata", type=float, metavar="V",
-        help="the value of pixels without data, where the image does not say it (--nodata=-9999)",
+        "--nodata", type=number, metavar="V",
+        help="the value, as stored, of pixels without data, where the image does not say it "
+        "(--nodata=-9999)",
     )  # fmt: skip
+
+
+def number(text: str) -> float:
+    """An int where the text is one, with all of its digits; else a float."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:

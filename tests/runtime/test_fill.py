@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rasterio.enums import Resampling
 
+from geomag_edge.cli.run import number
 from geomag_edge.errors import ImageError
 from geomag_edge.runtime import scene as scene_module
 from geomag_edge.runtime.scene import NO_DATA_GREY, Scene
@@ -276,3 +277,23 @@ def test_a_narrow_range_far_from_zero_keeps_its_contrast(dtype, low, high):
     values = np.array([low, high], dtype).repeat(32).reshape(8, 8, 1)
     shown, _ = opened("array", None, values)
     assert (shown.min(), shown.max()) == (0, 255)
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    ("dtype", "nodata"),
+    [("uint64", 2**64 - 1), ("int64", -(2**63)), ("int64", 2**53 + 1), ("int64", -(2**60) - 7)],
+)
+def test_a_given_integer_keeps_all_its_digits(tmp_path, kind, dtype, nodata):
+    values = np.full((8, 8, 1), nodata, dtype)
+    values[:4] = nodata - 1 if nodata > 0 else nodata + 1  # the same number as a float
+    picture, _ = opened(kind, tmp_path, values, nodata=nodata)
+    assert (picture[4:] == NO_DATA_GREY).all()
+    assert (picture[:4] != NO_DATA_GREY).all()
+    assert number(str(nodata)) == nodata
+
+
+@pytest.mark.parametrize("nodata", ["x", 10**400, [1, 2]])
+def test_a_nodata_that_is_no_number_is_one_line(nodata):
+    with pytest.raises(ImageError, match="give one number"):
+        Scene.open(land("uint8"), nodata=nodata)
