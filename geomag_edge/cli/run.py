@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bands", metavar="R,G,B", help="1-based band numbers, or one")
     parser.add_argument(
         "--range", metavar="LOW,HIGH", dest="value_range",
-        help="values shown as black and white, for other types than uint8; six numbers: a pair "
+        help="stored values shown as black and white, for other types than uint8; six numbers: a pair "
         "each for red, green and blue; default: each band's 2nd to 98th percentile "
         "(--range=-25,0 if it begins with a minus)",
     )  # fmt: skip
