@@ -95,8 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bands", metavar="R,G,B", help="1-based band numbers, or one")
     parser.add_argument(
         "--range", metavar="LOW,HIGH", dest="value_range",
-        help="stored values shown as black and white, for other types than uint8; six numbers: a pair "
-        "each for red, green and blue; default: each band's 2nd to 98th percentile "
+        help="stored values shown as black and white, for other types than uint8; six numbers: a "
+        "pair each for red, green and blue; default: each band's 2nd to 98th percentile "
         "(--range=-25,0 if it begins with a minus)",
     )  # fmt: skip
     add_nodata_argument(parser)

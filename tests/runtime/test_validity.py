@@ -99,7 +99,7 @@ FILES = {
     "alpha of floats": lambda p: tiff(p, np.dstack([PIXELS, VALID]).astype(np.float32)),
     "alpha of signed integers": lambda p: tiff(p, np.dstack([PIXELS, VALID]).astype(np.int16)),
     "mask and nodata": lambda p: by_all_means(p, alpha=False),
-    "mask, nodata and alpha": lambda p: by_all_means(p, alpha=True),
+    "mask, nodata and alpha, with overviews": lambda p: by_all_means(p, True, (2, 4)),
     "nodata and alpha": nodata_and_alpha,
 }  # fmt: skip
 ARRAYS = {
