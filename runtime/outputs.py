@@ -153,7 +153,7 @@ def mask_raster(masks: Sequence[Mask], scene: Scene, stage: Path | None = None) 
                     ds.write(block, 1, window=Window(c0, r0, c1 - c0, r1 - r0))
         tiff = bytes(memory.getbuffer())
         crs = scene.georef.crs
-        if stage is not None and not scene.georef.gcps and _crs_in(tiff) != crs:
+        if stage is not None and _crs_in(tiff) != crs:
             xml = f"<PAMDataset><SRS>{escape(crs.to_wkt())}</SRS></PAMDataset>\n"
             _write(stage / SIDECAR, xml.encode)
         return tiff
@@ -162,7 +162,7 @@ def mask_raster(masks: Sequence[Mask], scene: Scene, stage: Path | None = None) 
 def _crs_in(tiff: bytes) -> Any:
     """The CRS that a GeoTIFF itself holds; a file in memory may have a sidecar there as well."""
     with MemoryFile(tiff) as memory, memory.open() as ds:
-        return ds.crs or None
+        return ds.crs or ds.gcps[1] or None
 
 
 def _place(georef: Georef) -> dict[str, Any]:

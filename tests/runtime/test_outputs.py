@@ -197,12 +197,17 @@ def test_the_mask_raster_lies_exactly_where_the_image_lies(tmp_path, place):
 )
 def test_a_crs_that_geotiff_cannot_hold_exactly_is_kept_in_a_sidecar(scene, tmp_path, definition):
     odd = CRS.from_wkt(CRS.from_user_input(definition).to_wkt())  # as a file would give it
+    points = [GroundControlPoint(r, c, 10 * c, -10 * r) for r, c in [(0, 0), (0, 9), (9, 0)]]
     utm = scene.georef
     scene.georef = Georef(odd, NORTH_UP)
     with rasterio.open(answer_to(scene, tmp_path / "out", [])["masks"]) as ds:
         assert ds.crs == odd
         assert ds.transform == NORTH_UP
     assert (tmp_path / "out" / "masks.tif.aux.xml").exists()
+    scene.georef = Georef(odd, None, tuple(points))
+    with rasterio.open(answer_to(scene, tmp_path / "out", [])["masks"]) as ds:
+        assert ds.gcps[1] == odd
+        assert len(ds.gcps[0]) == 3
     scene.georef = utm
     with rasterio.open(answer_to(scene, tmp_path / "out", [])["masks"]) as ds:
         assert ds.crs == UTM
