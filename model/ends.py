@@ -19,12 +19,19 @@ CHAT_ENDS = (
 )  # fmt: skip
 """Tokens by which chat models end a turn, whatever their settings say."""
 
-NOT_GREEDY = {
-    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-    "suppress_tokens": None, "begin_suppress_tokens": None, "bad_words_ids": None,
-    "sequence_bias": None, "forced_eos_token_id": None, "num_beams": 1,
+_NONE: tuple[Any, ...] = (None, [], {})
+_OFF, _WHOLE = (None, 0), (None, 1)
+NOT_GREEDY: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": _WHOLE, "encoder_repetition_penalty": _WHOLE, "guidance_scale": _WHOLE,
+    "num_beams": _WHOLE, "no_repeat_ngram_size": _OFF, "encoder_no_repeat_ngram_size": _OFF,
+    "min_length": _OFF, "min_new_tokens": _OFF, "penalty_alpha": _OFF,
+    "suppress_tokens": _NONE, "begin_suppress_tokens": _NONE, "bad_words_ids": _NONE,
+    "force_words_ids": _NONE, "sequence_bias": _NONE, "stop_strings": (*_NONE, ""),
+    "forced_bos_token_id": _NONE, "forced_eos_token_id": _NONE, "dola_layers": _NONE,
+    "exponential_decay_length_penalty": _NONE, "watermarking_config": _NONE,
 }  # fmt: skip
-"""Settings that change which word is the likeliest, and what they are without effect."""
+"""Settings that change which word is the likeliest or where an answer ends, and the values with
+which they do not."""
 
 
 def end_ids(
@@ -93,11 +100,13 @@ def carry_generation(
         found = [*valid_ids(generation.get(key), config.vocab_size)]
         found += valid_ids(getattr(config, key), config.vocab_size)
         setattr(config, key, found[0] if found else None)
+    source = GENERATION if (folder / GENERATION).is_file() else "config.json"
+    said = read_json(folder / source) or {}
     for key, idle in NOT_GREEDY.items():
-        if generation.get(key, idle) not in (idle, None):
+        if said.get(key) not in idle:
             note(
-                f"{folder.name}: {key} {generation[key]} of its {GENERATION} has no effect; an "
-                "answer takes the likeliest token at every step"
+                f"{folder.name}: {key} {said[key]} of its {source} has no effect; an answer takes "
+                "the likeliest token at every step, until one that ends it"
             )
     kept = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {key: getattr(config, key) for key in kept if getattr(config, key) is not None}
