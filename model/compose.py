@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging as hf_logging
 
 from geomag_edge.errors import CheckpointError
+from geomag_edge.model.agreement import check_ids, check_prompt_end
 from geomag_edge.model.config import GeoMagConfig
 from geomag_edge.model.ends import GENERATION, carry_generation
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
@@ -54,19 +55,29 @@ def compose(
 
     Raises:
         CheckpointError: a folder is missing, of another family, not safetensors, quantised, an
-            unmerged adapter, lacks or has too many tensors, names no end of an answer, or the
-            vision and prompt towers do not share an embedding space.
+            unmerged adapter, lacks or has too many tensors, has weights that are not finite or a
+            tokenizer that is not its own, names no end of an answer, is of a form that cannot be
+            exported, or the vision and prompt towers do not share an embedding space.
     """
     hf_logging.disable_progress_bar()
     with heard() as said:
         eye, reader = load_tower(vision, VISION), load_tower(prompt, PROMPT)
         speaker = load_llm(llm)
         text_tokenizer, psc_tokenizer = load_tokenizer(llm), load_tokenizer(prompt)
+        check_ids(str(llm), text_tokenizer, speaker.get_input_embeddings().num_embeddings)
+        check_ids(str(prompt), psc_tokenizer, reader.tower.config.vocab_size)
+        check_prompt_end(str(prompt), psc_tokenizer, reader.tower.config)
         if untie_own_head(speaker):
             note(
                 f"{llm.name}: its lm_head is not its embeddings, as its config.json says: both stay"
             )
+        side = eye.tower.config.image_size
         model, untrained = assemble(eye, reader, speaker, text_tokenizer, vision, seed)
+        if model.config.view_px != side:
+            note(
+                f"{vision.name}: its patches of {eye.tower.config.patch_size} px cover "
+                f"{model.config.view_px} of {side} px, so a view is {model.config.view_px} px"
+            )
         generation = carry_generation(llm, speaker.config, text_tokenizer, note)
         model.config.text_config = speaker.config
         model.config.psc_text_form = siglip_form(prompt)

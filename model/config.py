@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.errors import CheckpointError
+from geomag_edge.model.agreement import check_normalisation, check_views
 
 VISION_FAMILIES = ("clip_vision_model", "siglip_vision_model")
 PROMPT_FAMILIES = ("clip_text_model", "siglip_text_model")
@@ -20,7 +21,7 @@ class GeoMagConfig(PreTrainedConfig):
     """Towers of supported families plus the parts that make them GeoMag.
 
     Args:
-        vision_config: CLIP or SigLIP vision tower.
+        vision_config: CLIP or SigLIP vision tower; `image_size` becomes what its patches cover.
         prompt_config: CLIP or SigLIP text tower that embeds the prompt for PSC and TMRA.
         text_config: Llama, Qwen2 or Qwen3 decoder.
         psc: `max_crops`, `windows` (sides in patches), `overlap` (greatest IoU of two crops),
@@ -64,7 +65,10 @@ class GeoMagConfig(PreTrainedConfig):
         self.prompt_config = _sub_config(self.prompt_config, "prompt_config", PROMPT_FAMILIES)
         self.text_config = _sub_config(self.text_config, "text_config", TEXT_FAMILIES)
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        check_views(self.vision_config)
         grid = self.grid
+        # What whole patches cover: a tower never sees what is left over (384 px of 14: 378)
+        self.vision_config.image_size = grid * self.vision_config.patch_size
         self.psc = {
             "max_crops": 4,
             "windows": [max(2, grid // 4), max(2, grid // 3), max(2, grid // 2)],
@@ -82,6 +86,7 @@ class GeoMagConfig(PreTrainedConfig):
         self.mask = {"feature_dim": 256, "depth": 2, "heads": 8, **(self.mask or {})}
         self.image_mean = self.image_mean or [0.5, 0.5, 0.5]
         self.image_std = self.image_std or [0.5, 0.5, 0.5]
+        check_normalisation(self.image_mean, self.image_std)
         self.untrained = self.untrained or []
         super().__post_init__(**kwargs)
 

@@ -116,8 +116,13 @@ def check_decoder(config: object) -> None:
 
     Raises:
         CheckpointError: attention over anything but all that came before, or a rotary scaling
-            that changes with length or is unknown.
+            that changes with length, is unknown or does not fit a head.
     """
+    if not getattr(config, "is_causal", True):
+        raise CheckpointError(
+            "the language model's config says is_causal false: its words look ahead, so it cannot "
+            "answer word by word; give a causal model"
+        )
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if "sliding_attention" in kinds:
         raise CheckpointError(
@@ -140,6 +145,14 @@ def check_decoder(config: object) -> None:
                 if rope in ("dynamic", "longrope")
                 else f"rotary scaling {rope!r} is not supported: use {', '.join(FIXED_ROPES)}"
             )
+        share = form.get("partial_rotary_factor")
+        if rope in WHOLE_ROPES and share not in (None, 1):
+            raise CheckpointError(
+                f"rotary scaling {rope!r} with partial_rotary_factor {share} turns a part of each "
+                "head, which these decoders cannot do in transformers either: set it to 1"
+            )
 
 
 FIXED_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
+WHOLE_ROPES = ("linear", "llama3", "yarn")
+"""Those that a partial factor would make narrower than a head; `default` ignores it."""

@@ -90,10 +90,15 @@ class GeoMagEncoder(nn.Module):
             self.projection: nn.Module = nn.Linear(dim, embed_dim, bias=False)
         else:
             self.tower = SiglipVisionModel._from_config(vision)
-            if not self.tower.use_head or embed_dim != dim:
+            if not self.tower.use_head:
                 raise CheckpointError(
-                    "a SigLIP vision tower needs its pooling head, and psc.embed_dim must be its "
-                    f"hidden size {dim}, not {embed_dim}"
+                    "the SigLIP vision tower has no pooling head, by which patches are compared "
+                    "with the prompt: give one saved with vision_use_head true"
+                )
+            if embed_dim != dim:
+                raise CheckpointError(
+                    f"the SigLIP vision tower embeds into its hidden size {dim}, psc.embed_dim is "
+                    f"{embed_dim}: they must be equal"
                 )
             self.projection = nn.Identity()
         features = config.mask["feature_dim"]

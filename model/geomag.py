@@ -13,12 +13,18 @@ from transformers.utils import logging as hf_logging
 
 from geomag_edge.errors import CheckpointError
 from geomag_edge.model.config import GeoMagConfig
-from geomag_edge.model.decoder import CachedDecoder
+from geomag_edge.model.decoder import CachedDecoder, check_decoder
 from geomag_edge.model.encoder import GeoMagEncoder, init_encoder
 from geomag_edge.model.mask_head import GeoMagMaskHead
 from geomag_edge.model.projector import GeoMagProjector
 from geomag_edge.model.psc import PromptSelector, WindowSelection
-from geomag_edge.model.weights import check_loaded, check_weights, heard, untie_own_head
+from geomag_edge.model.weights import (
+    check_finite,
+    check_loaded,
+    check_weights,
+    heard,
+    untie_own_head,
+)
 
 
 class GeoMagForConditionalGeneration(PreTrainedModel):
@@ -100,7 +106,8 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: no such folder, pickle weights, a damaged file, a family that is not
-            supported, missing, extra or misshapen tensors.
+            supported, missing, extra or misshapen tensors, weights that are not finite, a
+            decoder that the graph cannot carry.
     """
     path = Path(path)
     check_folder(path)
@@ -117,6 +124,8 @@ def load_checkpoint(
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise CheckpointError(f"checkpoint {path} cannot be loaded: {reason}") from e
     check_loaded(f"checkpoint {path}", info)
+    check_finite(f"checkpoint {path}", model)
+    check_decoder(model.config.text_config)
     untie_own_head(model.language_model, model.config, model.config.text_config)
     return model.eval().requires_grad_(False)
 

@@ -28,7 +28,7 @@ from geomag_edge.errors import CheckpointError
 from geomag_edge.model.config import PROMPT_FAMILIES, TEXT_FAMILIES, VISION_FAMILIES
 from geomag_edge.model.decoder import check_decoder
 from geomag_edge.model.ends import valid_ids
-from geomag_edge.model.weights import check_loaded, check_weights, read_json
+from geomag_edge.model.weights import check_finite, check_loaded, check_weights, read_json
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -131,6 +131,7 @@ def _load(folder: Path, kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
             "embeddings: copy all weights, or set tie_word_embeddings to true if they are one"
         )
     check_loaded(str(folder), info)
+    check_finite(str(folder), model)
     return model
 
 
@@ -150,7 +151,7 @@ def siglip_form(folder: Path) -> str | None:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The part's tokenizer.json.
+    """The part's tokenizer.json, without the padding and truncation it was saved with.
 
     Raises:
         CheckpointError: missing or damaged.
@@ -159,9 +160,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json: save it with its fast tokenizer")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:
         raise CheckpointError(f"{path} cannot be read: {e}") from e
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def normalisation(folder: Path, config: PreTrainedConfig) -> tuple[list[float], list[float]]:
@@ -169,7 +173,7 @@ def normalisation(folder: Path, config: PreTrainedConfig) -> tuple[list[float], 
     path = folder / "preprocessor_config.json"
     data = read_json(path) or {}
     if "image_mean" in data and "image_std" in data:
-        return list(data["image_mean"]), list(data["image_std"])
+        return data["image_mean"], data["image_std"]
     if config.model_type == "clip_vision_model":
         return CLIP_MEAN, CLIP_STD
     return [0.5] * 3, [0.5] * 3

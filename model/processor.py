@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from geomag_edge.cpp_ext import torch_op  # noqa: F401 - registers torch.ops.geomag.psc_crop
 from geomag_edge.errors import CheckpointError
+from geomag_edge.model.agreement import check_ids, check_prompt_end
 from geomag_edge.model.config import GeoMagConfig
 from geomag_edge.model.ends import end_ids, valid_ids
 from geomag_edge.prompts import IMAGE_TOKEN, SEG_TOKEN, PromptCoder, PromptSettings, read_tokenizer
@@ -34,8 +35,8 @@ class GeoMagProcessor:
         """Reads a checkpoint's config and tokenizers.
 
         Raises:
-            CheckpointError: a tokenizer is missing, or disagrees with the config on [SEG] or
-                <image>.
+            CheckpointError: a tokenizer is missing, has ids without an embedding, does not end a
+                prompt as its tower needs, or disagrees with the config on [SEG] or <image>.
         """
         checkpoint = Path(checkpoint)
         for name in TOKENIZERS:
@@ -52,6 +53,9 @@ class GeoMagProcessor:
                     f"the tokenizer of {checkpoint} has {token} as {text.token_to_id(token)}, its "
                     f"config as {wanted}"
                 )
+        check_ids(f"the language model of {checkpoint}", text, config.text_config.vocab_size)
+        check_ids(f"the prompt tower of {checkpoint}", psc, config.prompt_config.vocab_size)
+        check_prompt_end(f"the prompt tower of {checkpoint}", psc, config.prompt_config)
         ends = end_ids(checkpoint, config.text_config, text)
         return cls(config, PromptCoder(prompt_settings(config, text, ends), text, psc))
 

@@ -29,6 +29,11 @@ class PromptTower(nn.Module):
         embed_dim = config.psc["embed_dim"]
         self.causal = prompt.model_type == "clip_text_model"
         if self.causal:
+            if not getattr(prompt, "is_causal", True):
+                raise CheckpointError(
+                    "the CLIP prompt tower says is_causal false, and its last word would not "
+                    "be read as it was trained: give one that is causal"
+                )
             self.tower: nn.Module = CLIPTextModel._from_config(prompt)
             self.projection: nn.Module = nn.Linear(prompt.hidden_size, embed_dim, bias=False)
         else:

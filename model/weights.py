@@ -22,14 +22,15 @@ from geomag_edge.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-FLOATS = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}
-"""Types of weights and, the last two, of buffers; weights of any other type are quantised."""
+FLOATS = {"F64", "F32", "F16", "BF16"}
+"""Types of weights; weights of any other type are quantised or damaged."""
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _ADAPTER_TENSOR = re.compile(
     r"(^|\.)(lora_\w+|ia3_l|vera_lambda_\w|oft_r|hada_w\d\w?|lokr_w\d\w?|base_layer|base_model"
     r"|modules_to_save)(\.|$)"
 )
+_TABLE = re.compile(r"(^|\.)position_ids$")  # integers in files of before they were left out
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -59,7 +60,7 @@ def check_weights(folder: Path) -> None:
         for name, dtype in types.items():
             if _ADAPTER_TENSOR.search(name):
                 raise _unmerged(folder, name)
-            if dtype not in FLOATS:
+            if dtype not in FLOATS and not (dtype == "I64" and _TABLE.search(name)):
                 raise _quantised(folder, f"{name} is {dtype}")
 
 
@@ -143,6 +144,24 @@ def check_loaded(what: str, info: dict[str, Any]) -> None:
             raise CheckpointError(
                 f"{what} {word} tensors: {', '.join(names[:3])}{more}; it must hold "
                 "exactly what its config.json describes"
+            )
+
+
+def check_finite(what: str, model: PreTrainedModel) -> None:
+    """Refuses weights that hold NaN or infinity, which make every answer NaN.
+
+    Args:
+        what: the checkpoint, as the message calls it.
+        model: loaded.
+
+    Raises:
+        CheckpointError: the first such tensor, named.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise CheckpointError(
+                f"{what} has NaN or infinite weights ({name}, as {str(weight.dtype)[6:]}): "
+                "training went astray or the file is damaged; give weights that are finite"
             )
 
 

@@ -8,8 +8,14 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, processors
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 
 @pytest.fixture
@@ -119,7 +125,74 @@ def with_tensor(name, tensor):
     return lambda folder: edit_weights(folder, lambda w: w.update({name: tensor}))
 
 
+def with_tokens(*tokens):
+    """Adds them to the tokenizer alone."""
+
+    def change(folder):
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.add_special_tokens(list(tokens))
+        tokenizer.save(str(folder / "tokenizer.json"))
+
+    return change
+
+
+def with_template(single, **ids):
+    """What the tokenizer puts around a text."""
+
+    def change(folder):
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=list(ids.items())
+        )
+        tokenizer.save(str(folder / "tokenizer.json"))
+
+    return change
+
+
+def with_config(**changes):
+    return lambda folder: edit(folder / "config.json", **changes)
+
+
+def partly_turned(rope):
+    more = {"original_max_position_embeddings": 64, "low_freq_factor": 1, "high_freq_factor": 4}
+    rope = {"rope_type": rope, "rope_theta": 1e4, "factor": 2.0, "partial_rotary_factor": 0.5}
+    return with_config(rope_parameters=rope | (more if rope["rope_type"] == "llama3" else {}))
+
+
+def with_values(name, value):
+    def change(folder):
+        edit_weights(folder, lambda w: w[name].view(-1)[-1:].fill_(value))
+
+    return change
+
+
+def retyped(name, dtype):
+    return lambda folder: edit_weights(folder, lambda w: w.update({name: w[name].to(dtype)}))
+
+
+NORM = "model.norm.weight"
+
 DAMAGES = {
+    "one token more than embeddings": (with_tokens("<pad>"), "give the tokenizer that was saved"),
+    "another model's tokenizer": (
+        with_tokens(*(f"<{i}>" for i in range(300))), "give the tokenizer that was saved",
+    ),
+    "a template beyond the embeddings": (
+        with_template("<x> $A", **{"<x>": 4000}), "its tokenizer has ids up to 4000",
+    ),
+    "int64 weights": (retyped(NORM, torch.int64), f"quantised weights ({NORM} is I64)"),
+    "int64 embeddings": (retyped("model.embed_tokens.weight", torch.int64), "is I64"),
+    "bool weights": (retyped(NORM, torch.bool), f"quantised weights ({NORM} is BOOL)"),
+    "not a number": (with_values(NORM, float("nan")), f"NaN or infinite weights ({NORM}"),
+    "infinite": (with_values("lm_head.weight", float("-inf")), "(lm_head.weight, as float32)"),
+    "infinite as float32": (
+        lambda f: edit_weights(f, lambda w: w.update({NORM: w[NORM].double() * 1e300})),
+        "NaN or infinite weights",
+    ),
+    "not causal": (with_config(is_causal=False), "is_causal false"),
+    "linear and partly turned": (partly_turned("linear"), "partial_rotary_factor 0.5"),
+    "yarn and partly turned": (partly_turned("yarn"), "partial_rotary_factor 0.5"),
+    "llama3 and partly turned": (partly_turned("llama3"), "partial_rotary_factor 0.5"),
     "quantised by bitsandbytes": (
         lambda f: edit(f / "config.json", quantization_config={"quant_method": "bitsandbytes"}),
         "quantised weights (quantization_config bitsandbytes)",
@@ -184,14 +257,145 @@ def test_a_language_model_that_is_not_whole_floats_is_refused(
             "unknown tensors",
         ),
         ("--vision", "clip", without("vision_model.pre_layrnorm.bias"), "lacks tensors: vision"),
+        (
+            "--vision", "clip", with_values("visual_projection.weight", float("nan")),
+            "infinite weights (visual_projection.weight",
+        ),
+        (
+            "--prompt", "clip", retyped("text_model.final_layer_norm.bias", torch.int64),
+            "text_model.final_layer_norm.bias is I64",
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_tower_with_other_tensors_than_its_config_says_is_refused(
     command, parts, copied, tmp_path, option, part, change, says
 ):
     folder = copied(part)
     change(folder)
     assert says in refused(command, parts, tmp_path, option, folder)
+
+
+@pytest.mark.parametrize("part", ["clip", "clip-text", "siglip"])
+def test_a_prompt_towers_tokenizer_must_have_its_ids(command, parts, copied, tmp_path, part):
+    folder = copied(part)
+    with_tokens("<other>")(folder)
+    assert "give the tokenizer that" in refused(command, parts, tmp_path, "--prompt", folder)
+
+
+@pytest.mark.parametrize("single", ["$A", "<s> $A", "$A </s> <s>"])
+@pytest.mark.parametrize("end", [3, 2])
+def test_a_clip_towers_tokenizer_must_end_a_text_where_the_tower_pools_it(
+    command, parts, copied, tmp_path, single, end
+):
+    folder = copied("clip-text")
+    with_config(eos_token_id=end)(folder)
+    with_template(single, **{"<s>": 2, "</s>": 3})(folder)
+    err = refused(command, parts, tmp_path, "--prompt", folder)
+    assert "does not end a text" in err
+    assert "CLIPTokenizerFast" in err
+
+
+def test_padding_saved_with_a_tokenizer_hides_no_end(composed, parts, copied):
+    folder = copied("clip-text")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding(length=20, pad_id=1)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    composed(parts / "qwen2", "clip", folder)
+
+
+def test_a_clip_tower_that_is_not_causal_is_refused(command, parts, copied, tmp_path):
+    folder = copied("clip-text")
+    with_config(is_causal=False)(folder)
+    assert "is_causal false" in refused(command, parts, tmp_path, "--prompt", folder)
+
+
+def vision_tower(folder, family, **changes):
+    """Saves a random vision half; `changes` go to its config."""
+    size = {
+        "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 64, "image_size": 64, "patch_size": 16, "projection_dim": 32,
+    }  # fmt: skip
+    if family == "clip":
+        model = CLIPVisionModelWithProjection(CLIPVisionConfig(**(size | changes)))
+    else:
+        model = SiglipVisionModel(SiglipVisionConfig(**(size | changes)))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_channels": 1}, "takes 1 channels"),
+        ({"num_channels": 4}, "takes 4 channels"),
+        ({"image_size": 15}, "image_size 15 and patch_size 16"),
+        ({"image_size": 45, "patch_size": 15}, "patch size of 15 is odd"),
+    ],
+)
+def test_a_tower_that_cannot_look_at_views_is_refused(
+    command, parts, tmp_path, family, changes, says
+):
+    folder = vision_tower(tmp_path / "eye", family, **changes)
+    chosen = ["--vision", folder, "--prompt", parts / family, "--llm", parts / "qwen2"]
+    code, _, err = command("compose", *chosen, "-o", tmp_path / "ck")
+    assert code == 2
+    assert says in err
+
+
+def test_a_siglip_tower_without_its_head_is_refused_for_that(command, parts, tmp_path):
+    folder = vision_tower(tmp_path / "eye", "siglip", vision_use_head=False)
+    chosen = ["--vision", folder, "--prompt", parts / "siglip", "--llm", parts / "qwen2"]
+    code, _, err = command("compose", *chosen, "-o", tmp_path / "ck")
+    assert code == 2
+    assert "no pooling head" in err
+    assert "48" not in err
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize(("image_px", "patch_px", "view_px"), [(62, 14, 56), (60, 16, 48)])
+def test_a_view_is_what_the_towers_patches_cover(
+    composed, parts, tmp_path, family, image_px, patch_px, view_px
+):
+    from geomag_edge.model.geomag import load_checkpoint
+
+    eye = vision_tower(tmp_path / "eye", family, image_size=image_px, patch_size=patch_px)
+    out, said = composed(parts / "qwen2", eye, family)
+    assert any(f"cover {view_px} of {image_px} px" in note for note in said["notes"])
+    model = load_checkpoint(out)
+    assert model.config.view_px == view_px == model.config.grid * patch_px
+    views = torch.rand(1, 3, view_px, view_px)
+    tokens, _, features = model.encoder(views)
+    assert tokens.shape[1] == model.config.grid**2
+    assert features.shape[-1] == 2 * model.config.grid
+    for edge in (views[..., -1], views[..., -1, :]):  # its last pixels are seen, too
+        before = tokens
+        edge.add_(1)
+        tokens = model.encoder(views)[0]
+        assert not torch.equal(tokens, before)
+    size = {"image_size": image_px, "patch_size": patch_px}
+    assert (
+        model.config.__class__(
+            vision_config={"model_type": f"{family}_vision_model", **size}
+        ).view_px
+        == view_px
+    )  # a checkpoint that still says the old size
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_mean": [0.5], "image_std": [0.5]},
+        {"image_mean": 0.5, "image_std": 0.5},
+        {"image_mean": [123.7, 116.3, 103.5], "image_std": [58.4, 57.1, 57.4]},
+        {"image_mean": [0.5] * 3, "image_std": [0.5, 0.0, 0.5]},
+        {"image_mean": [float("nan")] * 3, "image_std": [0.5] * 3},
+    ],
+)
+def test_a_normalisation_that_is_none_is_refused(command, parts, copied, tmp_path, changes):
+    folder = copied("clip")
+    edit(folder / "preprocessor_config.json", **changes)
+    assert "three numbers in 0..1" in refused(command, parts, tmp_path, "--vision", folder)
 
 
 @pytest.mark.parametrize(
@@ -210,9 +414,8 @@ def test_a_composed_language_model_gives_transformers_own_logits(
     torch.manual_seed(3)
     config = make_text_config("llama", tie_word_embeddings=tied)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer = Tokenizer.from_str(tokenizers[0].to_str())
-    tokenizer.add_special_tokens(["<|im_end|>"])  # one row more than the model has
-    tokenizer.save(str(folder / "tokenizer.json"))
+    words = tokenizers[0].to_str().replace("[SEG]", "<unused>")
+    (folder / "tokenizer.json").write_text(words)  # [SEG] will be one row more than the model has
 
     def change(weights):
         embeddings = weights["model.embed_tokens.weight"]
@@ -299,9 +502,10 @@ def test_a_chat_models_end_of_a_turn_ends_an_answer_and_is_noted(
     from geomag_edge.model.processor import GeoMagProcessor
 
     folder = copied("llama")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.add_special_tokens([token])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    with_tokens(token)(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(vocab_size + 1, mean_resizing=False)
+    model.save_pretrained(folder)
     out, said = composed(folder)
     ends = GeoMagProcessor.from_pretrained(out).coder.settings.eos_token_ids
     assert ends == (3, vocab_size)
@@ -334,6 +538,48 @@ def test_generation_settings_that_greedy_answers_leave_out_are_noted(composed, c
     notes = composed(folder)[1]["notes"]
     assert len([n for n in notes if "repetition_penalty 1.3" in n]) == 1
     assert not any("temperature" in note for note in notes)
+
+
+EFFECTIVE = {
+    "min_new_tokens": 5, "min_length": 30, "exponential_decay_length_penalty": [5, 1.1],
+    "guidance_scale": 1.5, "forced_bos_token_id": 0, "forced_eos_token_id": 3,
+    "stop_strings": ["."], "suppress_tokens": [7], "begin_suppress_tokens": [7],
+    "bad_words_ids": [[7]], "no_repeat_ngram_size": 3, "repetition_penalty": 1.1, "num_beams": 4,
+    "sequence_bias": [[[7], 1.0]],
+}  # fmt: skip
+IDLE = {
+    "min_new_tokens": 0, "min_length": 0, "exponential_decay_length_penalty": None,
+    "guidance_scale": 1.0, "forced_bos_token_id": None, "stop_strings": [], "suppress_tokens": [],
+    "begin_suppress_tokens": [], "bad_words_ids": None, "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0, "num_beams": 1, "sequence_bias": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["generation_config.json", "config.json"])
+def test_each_setting_that_would_change_a_greedy_answer_has_its_note(parts, copied, place):
+    from transformers import AutoConfig
+
+    from geomag_edge.model.ends import carry_generation
+
+    def notes_of(settings):
+        folder = copied("qwen2")
+        if place == "config.json":
+            (folder / "generation_config.json").unlink()
+        data = json.loads((folder / place).read_text())
+        (folder / place).write_text(json.dumps(data | settings))
+        notes = []
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        carry_generation(
+            folder, AutoConfig.from_pretrained(parts / "qwen2"), tokenizer, notes.append
+        )
+        shutil.rmtree(folder)
+        return notes
+
+    notes = notes_of(EFFECTIVE)
+    assert len(notes) == len(EFFECTIVE)
+    for key in EFFECTIVE:
+        assert sum(f" {key} " in note and place in note for note in notes) == 1
+    assert notes_of(IDLE) == []
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])

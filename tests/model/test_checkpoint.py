@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from geomag_edge.errors import CheckpointError
 from geomag_edge.model.digest import checkpoint_digest
@@ -88,6 +89,15 @@ def edit_config(**changes):
     return damage
 
 
+def edit_tower(part, **changes):
+    def damage(path):
+        config = json.loads((path / "config.json").read_text())
+        config[part] |= changes
+        (path / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
 def write(name, content):
     return lambda path: (path / name).write_bytes(content)
 
@@ -144,6 +154,19 @@ DAMAGES = {
     ),
     "int8": (
         edit_weights(lambda w: w.update({PLACE: w[PLACE].to(torch.int8)})), "quantised weights",
+    ),
+    "int64": (
+        edit_weights(lambda w: w.update({PLACE: w[PLACE].to(torch.int64)})), "quantised weights",
+    ),
+    "not a number": (
+        edit_weights(lambda w: w[PLACE].fill_(float("nan"))), f"infinite weights \\({PLACE}",
+    ),
+    "a tower of four channels": (
+        edit_tower("vision_config", num_channels=4), "takes 4 channels",
+    ),
+    "a decoder that is not causal": (edit_tower("text_config", is_causal=False), "is_causal false"),
+    "a prompt tower that is not causal": (
+        edit_tower("prompt_config", is_causal=False), "is_causal false",
     ),
     "a misshapen tensor": (
         edit_weights(lambda w: w.update({PLACE: torch.zeros(3, 3)})), f"misshapen tensors: {PLACE}",
@@ -234,6 +257,21 @@ def test_a_checkpoint_may_declare_how_its_towers_text_is_spelt(copy, form):
 def test_a_checkpoint_without_its_tokenizers_is_refused(copy, name):
     (copy / name).unlink()
     with pytest.raises(CheckpointError, match=f"has no {name}"):
+        GeoMagProcessor.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "psc_tokenizer.json"])
+def test_a_tokenizer_with_ids_beyond_the_embeddings_is_refused(copy, name):
+    tokenizer = Tokenizer.from_file(str(copy / name))
+    tokenizer.add_tokens(["other"])
+    tokenizer.save(str(copy / name))
+    with pytest.raises(CheckpointError, match=r"ids up to .* give the tokenizer"):
+        GeoMagProcessor.from_pretrained(copy)
+
+
+def test_a_clip_towers_tokenizer_that_ends_no_text_is_refused(copy):
+    shutil.copyfile(copy / "tokenizer.json", copy / "psc_tokenizer.json")
+    with pytest.raises(CheckpointError, match="does not end a text with the token 3"):
         GeoMagProcessor.from_pretrained(copy)
 
 
