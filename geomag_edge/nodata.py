@@ -15,6 +15,9 @@ from geomag_edge.views import F32, PscSettings, global_box, select_windows
 
 SMALLER = 0.95
 """Share of the image's side up to which data has a global view of its own."""
+LEAST_TOLD = 1 / 16
+"""A pixel of a view with a smaller share of data says nothing of the pixels around it."""
+
 ALL_DATA = 0.999
 """Share from which on a pixel of a view is all data: less than a grey level may be missing."""
 
@@ -129,8 +132,11 @@ def fill_view(view: NDArray, shares: F32, blank: NDArray) -> NDArray:
     Returns:
         The same shape and type; pixels that are all data are those of `view`, bit for bit.
     """
+    # A sliver of a pixel tells its colour only to within a byte's rounding over the share.
+    told = shares >= LEAST_TOLD
     missing = 1 - shares
-    filled = _continued((view - missing * blank[:, None, None]).astype(np.float32), shares)
+    colour = np.where(told, view - missing * blank[:, None, None], 0).astype(np.float32)
+    filled = _continued(colour, np.where(told, shares, 0).astype(np.float32))
     return np.where(shares < ALL_DATA, filled, view).astype(view.dtype)
 
 

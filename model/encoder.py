@@ -97,8 +97,8 @@ class GeoMagEncoder(nn.Module):
                 )
             if embed_dim != dim:
                 raise CheckpointError(
-                    f"the SigLIP vision tower embeds into its hidden size {dim}, psc.embed_dim is "
-                    f"{embed_dim}: they must be equal"
+                    f"psc.embed_dim must be the SigLIP vision tower's hidden size {dim}, not "
+                    f"{embed_dim}"
                 )
             self.projection = nn.Identity()
         features = config.mask["feature_dim"]
