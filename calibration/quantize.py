@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import onnx_ir as ir
@@ -182,7 +183,7 @@ def quantize(
                 samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
                 result.blamed = blame(change.bundle, recipe, samples)
                 raise _Refused(result)
-            result.notes += _past_tolerance(result.parity)
+            result.notes += past_tolerance(result.parity)
             change.bundle.manifest.parity[recipe] = {
                 engine: parity.to_json() for engine, parity in result.parity.items()
             }
@@ -201,7 +202,7 @@ def quantize(
     return result
 
 
-def _past_tolerance(parity: Mapping[str, Parity]) -> list[str]:
+def past_tolerance(parity: Mapping[str, Parity]) -> list[str]:
     """What `verify` will say of a precision that was kept for its answers."""
     notes = []
     for engine, report in parity.items():
@@ -212,9 +213,10 @@ def _past_tolerance(parity: Mapping[str, Parity]) -> list[str]:
             )
         moved = max((c.max_crop_px for c in report.chain), default=0.0)
         if moved >= 1:
+            place = f"another place, {moved:.0f} px away" if moved < inf else "more or fewer places"
             notes.append(
-                f"on {engine} a reference question magnifies another place, {moved:.0f} px away, "
-                "which is no drift: the gate has judged the answers"
+                f"on {engine} a reference question magnifies {place}, which is no drift: the gate "
+                "has judged the answers"
             )
     return notes
 

@@ -11,13 +11,16 @@ from geomag_edge.calibration import open_dataset, recipes
 from geomag_edge.calibration.capture import capture
 from geomag_edge.calibration.gate import Gate
 from geomag_edge.calibration.qdq import step_of
-from geomag_edge.calibration.quantize import quantize
+from geomag_edge.calibration.quantize import past_tolerance, quantize
 from geomag_edge.calibration.scales import save_scales
 from geomag_edge.calibration.sets import open_calibration_set
 from geomag_edge.calibration.slim import write_slim
 from geomag_edge.errors import BundleError, InputError, OutputError
+from geomag_edge.graphs import TOLERANCES
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.pipeline import Pipeline
+from geomag_edge.runtime.verify import ChainDrift, Drift
+from geomag_edge.runtime.verify import Report as Parity
 
 
 def everything(root):
@@ -192,3 +195,26 @@ def test_a_recipe_that_quantises_residuals_and_norms_is_caught_and_blamed(
     worst = result.blamed[0]
     assert worst.node in result.quantized[worst.graph]
     assert worst.alone > 0
+
+
+def drift(ok, crop_px):
+    graph = Drift("encoder", "tokens", "unit", 1, 1.0, 0.5, 0.9, ok)
+    asked = ChainDrift("ships", "4", 3, None, crop_px, 0.9, 1, True)
+    return Parity("ort-cpu", "int8", {}, TOLERANCES["int8"], [], [graph], [asked])
+
+
+@pytest.mark.parametrize(
+    ("ok", "crop_px", "said"),
+    [
+        (True, 0.0, []),
+        (False, 0.0, ["`verify` will call it past tolerance on ort-cpu: graph encoder"]),
+        (True, 400.0, ["magnifies another place, 400 px away"]),
+        (False, 12.0, ["past tolerance", "12 px away"]),
+        (True, float("inf"), ["magnifies more or fewer places"]),
+    ],
+)
+def test_what_is_kept_for_its_answers_says_what_verify_will_say(ok, crop_px, said):
+    notes = past_tolerance({"ort-cpu": drift(ok, crop_px)})
+    assert len(notes) == len(said)
+    for note, words in zip(notes, said, strict=True):
+        assert words in note
