@@ -121,6 +121,7 @@ def test_a_graph_that_it_cannot_load_is_named_in_one_line(copy):
     path.write_bytes(b"not a graph")
     manifest = json.loads((copy / "bundle.json").read_text())
     manifest["files"]["onnx/fp32/encoder.onnx"] = sha256_of(path)
+    manifest["graphs"]["fp32"]["encoder"]["data"] = []
     (copy / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(EngineError, match=r"OpenVINO cannot load encoder\.onnx: \w+") as refusal:
         Pipeline.load(copy, engine="openvino")
