@@ -110,7 +110,7 @@ def test_a_link_that_leaves_the_bundle_is_refused_even_with_the_right_content(
     (golden / linked).rename(tmp_path / "outside")
     (golden / linked).symlink_to(tmp_path / "outside")
     name = linked if linked == "tokenizer.json" else "onnx/fp32/encoder.onnx"
-    with pytest.raises(BundleError, match="a link that leaves the bundle.*cp -rL"):
+    with pytest.raises(BundleError, match=r"a link that leaves the bundle.*cp -rL"):
         Bundle.open(golden).file(name)
 
 
