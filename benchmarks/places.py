@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
+from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.runtime.geojson import feature_collection
 from geomag_edge.runtime.masks import Mask
 from geomag_edge.runtime.raster import Georef
@@ -223,7 +224,8 @@ def main() -> None:
         command = "python -m geomag_edge.benchmarks.places -o benchmarks/results/places.md"
         head = f"# {text[0]}\n\n    {command}\n"
         body = text[1].split("\n\n", 1)[1]
-        args.output.write_text("\n".join([head, body, *lines, "", json.dumps(summary), ""]))
+        host = [described(machine(None, ("rasterio", "shapely", "pyproj", "numpy"))) + ".", ""]
+        args.output.write_text("\n".join([head, body, *host, *lines, "", json.dumps(summary), ""]))
     print(json.dumps(summary))
 
 
