@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from geomag_edge.amend import amended
 from geomag_edge.errors import BundleError, InputError
 from geomag_edge.manifest import Bundle
+from geomag_edge.stored import read_arrays, read_json
 
 from .ranges import METHODS
 from .sequences import Spoken, from_arrays, to_arrays
@@ -111,17 +110,16 @@ def load_scales(bundle: Bundle) -> Scales:
         )
     listing = bundle.file(f"{FOLDER}/{SCALES}")
     try:
-        data = json.loads(listing.read_text(encoding="utf-8"))
+        data = read_json(listing)
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']}, this program reads {FORMAT}")
-        with np.load(bundle.file(f"{FOLDER}/{CHANNELS}"), allow_pickle=False) as stored:
-            graphs = {name: _graph(g, stored) for name, g in data["graphs"].items()}
-        with np.load(bundle.file(f"{FOLDER}/{SEQUENCES}"), allow_pickle=False) as stored:
-            spoken = from_arrays(stored)
-        return Scales(data["set"], data["settings"], graphs, list(data["notes"]), spoken)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile,
-            zlib.error, RecursionError) as e:  # fmt: skip
-        raise BundleError(f"{SCALES} is damaged: {e}; calibrate the bundle again") from e
+        stored = read_arrays(bundle.file(f"{FOLDER}/{CHANNELS}"))
+        graphs = {name: _graph(g, stored) for name, g in data["graphs"].items()}
+        spoken = from_arrays(read_arrays(bundle.file(f"{FOLDER}/{SEQUENCES}")))
+        notes = [str(note) for note in data["notes"]]
+        return Scales(dict(data["set"]), dict(data["settings"]), graphs, notes, spoken)
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
+        raise BundleError(f"{SCALES} is damaged: {str(e)[:120]}; calibrate the bundle again") from e
 
 
 def _graph(data: dict[str, Any], stored: Mapping[str, NDArray]) -> GraphScales:

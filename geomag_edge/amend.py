@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from geomag_edge.errors import OutputError
+from geomag_edge.bounds import check_inside
+from geomag_edge.errors import BundleError, OutputError
 from geomag_edge.manifest import MANIFEST, Bundle, sha256_of
 from geomag_edge.staging import swap
 
@@ -61,10 +62,17 @@ def amended(bundle: Bundle, inside: str) -> Iterator[Amendment]:
     reads one file for another.
 
     Raises:
+        BundleError: `inside` is no place inside the bundle, or a link leads out of it.
         OutputError: the bundle cannot be written, or somebody else changed it meanwhile.
     """
     before = bundle.manifest.to_json()
+    out = bundle.root / check_inside(inside)
     try:
+        if not out.resolve().is_relative_to(bundle.root.resolve()):
+            raise BundleError(
+                f"{out} is a link that leaves the bundle, so nothing is written there: copy the "
+                "bundle with files in place of links (cp -rL)"
+            )
         stage = Path(tempfile.mkdtemp(prefix=".amend.", dir=bundle.root))
     except OSError as e:
         raise OutputError(f"cannot write to {bundle.root}: {e.strerror}") from e
@@ -82,7 +90,6 @@ def amended(bundle: Bundle, inside: str) -> Iterator[Amendment]:
             file.write(text)
         try:
             os.chmod(file.name, 0o644)
-            out = bundle.root / inside
             out.parent.mkdir(parents=True, exist_ok=True)
             swap(stage, out)
             os.replace(file.name, bundle.root / MANIFEST)

@@ -8,7 +8,6 @@ asking for gigabytes or for hours.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from geomag_edge.errors import BundleError
 
@@ -22,10 +21,20 @@ MOST = {
 }  # fmt: skip
 """The largest value of each number that sizes something."""
 
-MANIFEST_BYTES = 64_000_000
-TOKENIZER_BYTES = 256_000_000
+VIEW_PIXELS = 2**26
+"""Pixels of all crops of a query together: 0.8 GB as float32."""
+
+WINDOWS = 2_000_000
+"""Windows of all sizes that PSC scores on a view."""
+
+MANIFEST_BYTES = 16_000_000
+JSON_BYTES = 64_000_000
+TOKENIZER_BYTES = 128_000_000
+DEEPEST_JSON = 64
 FILES = 10_000
-TEMPLATE_CHARACTERS = 100_000
+PRECISIONS = 16
+TEMPLATE_CHARACTERS = 20_000
+TOKEN_ID = 100_000_000
 
 
 def check_word(name: object, what: str) -> str:
@@ -42,17 +51,14 @@ def check_word(name: object, what: str) -> str:
     return name
 
 
-def check_numbers(**values: int | Iterable[int] | None) -> None:
-    """Numbers of a manifest against `MOST`; each at least 0.
+def check_inside(name: str) -> str:
+    """A manifest's path: plain words between slashes, so it is inside the bundle on any system.
 
     Raises:
-        BundleError: one is out of bounds.
+        BundleError: anything else.
     """
-    for name, value in values.items():
-        several = [value] if value is None or isinstance(value, int) else list(value)
-        for number in several:
-            if number is not None and not 0 <= number <= MOST[name]:
-                raise BundleError(
-                    f"the manifest says {name} {str(number)[:40]}, which is not between 0 and "
-                    f"{MOST[name]}: this bundle is not opened"
-                )
+    if not isinstance(name, str) or not all(map(_WORD.fullmatch, name.split("/"))):
+        raise BundleError(
+            f"the manifest names {str(name)[:80]!r}, which is not a path inside the bundle"
+        )
+    return name

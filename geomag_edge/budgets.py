@@ -7,6 +7,7 @@ product with a host-made matrix (`geomag_edge.views.pooling_matrix`).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,13 +65,14 @@ class TokenBudget:
         """
         if visual_tokens < 1:
             raise BudgetError(f"a budget of {visual_tokens} visual tokens is too small: give >= 1")
-        candidates = [
-            TokenBudget(g, k, c if k else 0)
-            for k in range(self.crops + 1)
-            for g in range(1, self.global_grid + 1)
-            for c in (range(1, self.crop_grid + 1) if k else (0,))
-        ]
-        fitting = [b for b in candidates if b.visual_tokens <= visual_tokens]
+        fitting = []
+        for crops in range(self.crops + 1):
+            for grid in range(1, min(self.global_grid, math.isqrt(visual_tokens)) + 1):
+                # Of budgets that differ in the crops' grid alone, the finest that fits is best.
+                left = visual_tokens - grid**2
+                crop_grid = min(self.crop_grid, math.isqrt(left // crops)) if crops else 0
+                if crop_grid or not crops:
+                    fitting.append(TokenBudget(grid, crops, crop_grid))
         return max(fitting, key=lambda b: (_worth(b, self), b.visual_tokens, b.crops))
 
 

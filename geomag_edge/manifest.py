@@ -6,25 +6,19 @@ docs/BUNDLE.md is the specification of the format.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from geomag_edge.bounds import (
-    FILES,
-    MANIFEST_BYTES,
-    TEMPLATE_CHARACTERS,
-    check_numbers,
-    check_word,
-)
+from geomag_edge.bounds import MANIFEST_BYTES, check_inside
 from geomag_edge.budgets import LEVELS, TokenBudget
-from geomag_edge.errors import BundleError
-from geomag_edge.graphs import CHAIN, FORMS, PSC
+from geomag_edge.errors import BundleError, InputError
+from geomag_edge.manifest_fields import check_manifest
 from geomag_edge.onnx_data import external_locations
 from geomag_edge.prompts import PromptSettings
+from geomag_edge.stored import parse_json, read_bytes
 from geomag_edge.views import PscSettings
 
 MANIFEST = "bundle.json"
@@ -145,68 +139,35 @@ class Manifest:
                 f"the bundle has format version {version!r}, this program reads {FORMAT_VERSION}: "
                 "export it again, or install the matching geomag-edge"
             )
+        check_manifest(data, MANIFEST)
+        pre = data["preprocessing"]
         try:
-            pre = data["preprocessing"]
             manifest = cls(
-                created_by=str(data["created_by"]),
-                model_config=dict(data["model_config"]),
+                created_by=data["created_by"],
+                model_config=data["model_config"],
                 view=ViewSettings(
-                    int(pre["view_px"]), int(pre["grid"]),
-                    _colour(pre["mean"]),
-                    _colour(pre["std"]),
+                    pre["view_px"], pre["grid"], _colour(pre["mean"]), _colour(pre["std"])
                 ),
                 prompt=PromptSettings.from_json(data["prompt"]),
                 psc=PscSettings.from_json(data["psc"]),
                 budgets={k: TokenBudget.from_json(data["token_budgets"][k]) for k in LEVELS},
-                decoder=DecoderShape(**{k: int(v) for k, v in data["decoder"].items()}),
-                graphs=dict(data["graphs"]),
-                files={str(k): str(v) for k, v in data["files"].items()},
-                checkpoint=dict(data["checkpoint"]),
+                decoder=DecoderShape(
+                    **{k.name: data["decoder"][k.name] for k in fields(DecoderShape)}
+                ),
+                graphs=data["graphs"],
+                files=data["files"],
+                checkpoint=data["checkpoint"],
                 calibration=data["calibration"],
-                parity=dict(data["parity"]),
-                accuracy=dict(data["accuracy"]),
-                untrained=list(data["untrained"]),
-            )  # fmt: skip
-            manifest._check()
-        except BundleError:
-            raise
-        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as e:
-            raise BundleError(
-                f"{MANIFEST} is damaged: {type(e).__name__} at {e}; export the bundle again"
-            ) from e
+                parity=data["parity"],
+                accuracy=data["accuracy"],
+                untrained=data["untrained"],
+            )
+        except InputError as e:  # parts that cannot be, such as crops without a grid
+            raise BundleError(f"{MANIFEST} is damaged: {e}") from e
         unlisted = [f for f in _graph_files(manifest.graphs) if f not in manifest.files]
         if unlisted:
             raise BundleError(f"{MANIFEST} gives no sha256 for {unlisted[0]}: export it again")
         return manifest
-
-    def _check(self) -> None:
-        """Names, paths and numbers, before anything is done with them."""
-        if len(self.files) > FILES or len(self.prompt.template) > TEMPLATE_CHARACTERS:
-            raise BundleError(
-                f"{MANIFEST} lists {len(self.files)} files and a template of "
-                f"{len(self.prompt.template)} characters: this bundle is not opened"
-            )
-        for precision, records in self.graphs.items():
-            check_word(precision, "a set of graphs")
-            for graph, record in records.items():
-                if graph not in (*CHAIN, PSC.name):
-                    raise BundleError(f"{MANIFEST} holds a graph {graph[:80]!r}, which is unknown")
-                for form in record.get("forms", {}):
-                    if form not in FORMS:
-                        raise BundleError(f"{MANIFEST} holds a form {form[:80]!r} of {graph}")
-        for name in [*self.files, *_graph_files(self.graphs)]:
-            check_inside(name)
-        check_numbers(
-            view_px=self.view.view_px, grid=self.view.grid, max_crops=self.psc.max_crops,
-            windows=self.psc.windows, levels=self.psc.levels, context=self.prompt.context,
-            psc_context=self.prompt.psc_context, psc_pad_to=self.prompt.psc_pad_to,
-            layers=self.decoder.layers, kv_heads=self.decoder.kv_heads,
-            head_dim=self.decoder.head_dim, hidden=self.decoder.hidden,
-        )  # fmt: skip
-        for budget in self.budgets.values():
-            check_numbers(
-                global_grid=budget.global_grid, crops=budget.crops, crop_grid=budget.crop_grid
-            )
 
 
 def _graph_files(graphs: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
@@ -219,16 +180,8 @@ def _graph_files(graphs: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     ]
 
 
-def check_inside(name: str) -> str:
-    """A manifest path, relative and inside the bundle.
-
-    Raises:
-        BundleError: absolute, with a drive or backslash, or leaving the bundle.
-    """
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
-        raise BundleError(f"the manifest names {name!r}, which is not a path inside the bundle")
-    return name
+def _reason(e: Exception) -> str:
+    return getattr(e, "strerror", None) or str(e)[:120]
 
 
 def sha256_of(path: Path) -> str:
@@ -260,19 +213,18 @@ class Bundle:
         """
         root = Path(root)
         path = root / MANIFEST
-        if not path.is_file():
-            raise BundleError(
-                f"no bundle at {root}: there is no {MANIFEST}; make one with `geomag-edge export`"
-            )
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise BundleError(f"{path} is a link that leaves the bundle, so it is not opened")
-        if path.stat().st_size > MANIFEST_BYTES:
-            raise BundleError(f"{path} has {path.stat().st_size} bytes: no manifest is so large")
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as e:
-            raise BundleError(f"{path} is not readable JSON: {e}") from e
-        return cls(root, Manifest.from_json(data))
+            if not path.is_file():
+                raise BundleError(
+                    f"no bundle at {root}: there is no {MANIFEST}; make one with "
+                    "`geomag-edge export`"
+                )
+            if not path.resolve().is_relative_to(root.resolve()):
+                raise BundleError(f"{path} is a link that leaves the bundle, so it is not opened")
+        except (OSError, RuntimeError) as e:  # no permission, links in a circle
+            raise BundleError(f"cannot open a bundle at {root}: {_reason(e)}") from e
+        content = read_bytes(path, MANIFEST_BYTES)
+        return cls(root, Manifest.from_json(parse_json(content, MANIFEST)))
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle, once its sha256 has been checked.
@@ -286,17 +238,20 @@ class Bundle:
             return path
         if name not in self.manifest.files:
             raise BundleError(f"{name} is not listed in {MANIFEST}, so it is not opened")
-        if not path.is_file():
-            raise BundleError(f"the bundle lacks {name}: copy it again or export it again")
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise BundleError(
-                f"{name} is a link that leaves the bundle, so it is not opened: copy the bundle "
-                "with files in place of links (cp -rL)"
-            )
-        if sha256_of(path) != self.manifest.files[name]:
-            raise BundleError(
-                f"{name} is not what was exported (sha256 differs): copy or export it again"
-            )
+        try:
+            if not path.is_file():
+                raise BundleError(f"the bundle lacks {name}: copy it again or export it again")
+            if not path.resolve().is_relative_to(self.root.resolve()):
+                raise BundleError(
+                    f"{name} is a link that leaves the bundle, so it is not opened: copy the "
+                    "bundle with files in place of links (cp -rL)"
+                )
+            if sha256_of(path) != self.manifest.files[name]:
+                raise BundleError(
+                    f"{name} is not what was exported (sha256 differs): copy or export it again"
+                )
+        except (OSError, RuntimeError) as e:
+            raise BundleError(f"cannot read {name} of {self.root}: {_reason(e)}") from e
         self._checked.add(name)
         return path
 

@@ -6,14 +6,16 @@ latency is the machine's. `geomag-edge plan BUNDLE --data SET` writes it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from geomag_edge.budgets import LEVELS, TokenBudget
-from geomag_edge.errors import BundleError
+from geomag_edge.errors import BudgetError, BundleError
+from geomag_edge.fields import listed, maybe, one_of, real, record, table, text, whole
 from geomag_edge.manifest import Bundle
+from geomag_edge.manifest_fields import BUDGET
+from geomag_edge.stored import read_json
 
 INSIDE = "accuracy"
 FILE = f"{INSIDE}/frontier.json"
@@ -78,26 +80,38 @@ class Frontier:
         Raises:
             BundleError: another version, or damaged.
         """
-        if data.get("format_version") != FORMAT_VERSION:
+        _FRONTIER(data, FILE)
+        if data["format_version"] != FORMAT_VERSION:
             raise BundleError(f"{FILE} has another format version: run `geomag-edge plan --data`")
         try:
             points = {
-                str(level): tuple(
+                level: tuple(
                     Point(TokenBudget.from_json(p["budget"]), p["value"], p["low"], p["high"])
-                    for p in listed
+                    for p in found
                 )
-                for level, listed in data["points"].items()
+                for level, found in data["points"].items()
             }
-            return cls(
-                data=str(data["data"]),
-                engine=str(data["engine"]),
-                precision=str(data["precision"]),
-                questions={k: int(v) for k, v in data["questions"].items()},
-                answer_tokens={k: int(v) for k, v in data["answer_tokens"].items()},
-                points=points,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise BundleError(f"{FILE} is damaged: {type(e).__name__} at {e}") from e
+        except BudgetError as e:
+            raise BundleError(f"{FILE} is damaged: {e}") from e
+        return cls(
+            data["data"], data["engine"], data["precision"],
+            data["questions"], data["answer_tokens"], points,
+        )  # fmt: skip
+
+
+_COUNTS = table(whole(0, 10**9), len(LEVELS), one_of(*LEVELS))
+_POINT = record({"budget": BUDGET, "value": real(), "low": maybe(real()), "high": maybe(real())})
+_FRONTIER = record(
+    {
+        "format_version": whole(0, 10**6),
+        "data": text(10_000),
+        "engine": text(),
+        "precision": text(),
+        "questions": _COUNTS,
+        "answer_tokens": _COUNTS,
+        "points": table(listed(_POINT, 1000), len(LEVELS), one_of(*LEVELS)),
+    }
+)
 
 
 def frontier_of(bundle: Bundle) -> Frontier | None:
@@ -108,13 +122,7 @@ def frontier_of(bundle: Bundle) -> Frontier | None:
     """
     if FILE not in bundle.manifest.files:
         return None
-    try:
-        data = json.loads(bundle.file(FILE).read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise BundleError(f"{FILE} is damaged: {e}") from e
-    if not isinstance(data, dict):
-        raise BundleError(f"{FILE} is damaged: not a record")
-    return Frontier.from_json(data)
+    return Frontier.from_json(read_json(bundle.file(FILE)))
 
 
 def candidates(budgets: Mapping[str, TokenBudget]) -> dict[str, list[TokenBudget]]:

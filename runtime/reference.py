@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geomag_edge.bounds import TOKEN_ID
 from geomag_edge.errors import BundleError
+from geomag_edge.fields import listed, one_of, real, record, table, text, whole
+from geomag_edge.graphs import CHAIN, PSC
+from geomag_edge.prompts import MAX_PROMPT_CHARS
 from geomag_edge.runtime.engine import Engine, Session
+from geomag_edge.stored import read_arrays, read_json
 
 FILES = ("reference.json", "arrays.npz")
+REPLAYED = (*CHAIN, PSC.name)
+"""The chain's graphs, and psc.onnx, which serves tools that want crops from one graph."""
+
 LLM_CALLS = 2
 """Calls of the LLM that are kept for a sample: the prefill and one decode step."""
 
@@ -147,19 +154,48 @@ def load_reference(listing: Path, arrays: Path) -> list[Sample]:
         BundleError: damaged files.
     """
     try:
-        data = json.loads(listing.read_text())
-        with np.load(arrays, allow_pickle=False) as stored:
-            return [_sample(entry, stored) for entry in data["samples"]]
-    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile, zlib.error) as e:
+        data, stored = read_json(listing), read_arrays(arrays)
+        _REFERENCE(data, listing.name)
+        return [_sample(entry, stored) for entry in data["samples"]]
+    except BundleError as e:
         raise BundleError(f"the bundle's reference inputs are damaged: {e}") from e
+    except KeyError as e:
+        raise BundleError(
+            f"the bundle's reference inputs are damaged: {arrays.name} lacks {str(e)[:60]}"
+        ) from e
+
+
+_KEY = text(64)
+_CALL = record(
+    {"graph": one_of(*REPLAYED), "inputs": table(_KEY, 4096), "outputs": table(_KEY, 4096)}
+)
+_SAMPLE = record(
+    {
+        "image": _KEY,
+        "prompt": text(MAX_PROMPT_CHARS),
+        "budget": text(),
+        "answer_prefix": text(MAX_PROMPT_CHARS),
+        "max_new_tokens": whole(1, 10_000),
+        "calls": listed(_CALL, 1000),
+        "token_ids": listed(whole(0, TOKEN_ID), 10_000),
+        "granularity": text(),
+        "boxes": listed(listed(real(), 4, 4), 1000),
+        "crop_boxes": _KEY,
+        "masks": _KEY,
+        "mask_shape": listed(whole(0, 2**20), 3, 3),
+    }
+)
+_REFERENCE = record({"samples": listed(_SAMPLE, 100)})
 
 
 def _sample(entry: dict[str, Any], stored: Mapping[str, NDArray]) -> Sample:
     def arrays(names: dict[str, str]) -> dict[str, NDArray]:
         return {k: stored[v] for k, v in names.items()}
 
-    shape = tuple(entry["mask_shape"])
-    bits = np.unpackbits(stored[entry["masks"]], count=int(np.prod(shape)))
+    shape, packed = tuple(entry["mask_shape"]), stored[entry["masks"]]
+    if packed.dtype != np.uint8 or packed.shape != (-(-math.prod(shape) // 8),):
+        raise BundleError(f"masks of {shape} are stored as {packed.dtype} {packed.shape}")
+    bits = np.unpackbits(packed, count=math.prod(shape))
     return Sample(
         image=stored[entry["image"]],
         prompt=entry["prompt"],

@@ -19,12 +19,9 @@ from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.engine import Session
 from geomag_edge.runtime.machine import instruction_sets
 from geomag_edge.runtime.masks import mask_iou
-from geomag_edge.runtime.reference import Call, Sample
+from geomag_edge.runtime.reference import REPLAYED, Call, Sample
 from geomag_edge.runtime.scene import Scene
 from geomag_edge.runtime.scene_session import SceneSession
-
-REPLAYED = (*CHAIN, "psc")
-"""The chain's graphs, and psc.onnx, which serves tools that want crops from one graph."""
 
 BOX_PX = 2.0
 """A box is read off a mask, whose edge may move by a pixel where the mask is the same."""
@@ -156,13 +153,17 @@ def _check_whole(chain: Chain, samples: list[Sample]) -> None:
         )
     records = next(iter(chain.manifest.graphs.values()))
     calls = [call for sample in samples for call in sample.calls]
-    for graph in CHAIN:
+    graphs = [name for name in REPLAYED if name in records]
+    for graph in graphs:
         declared = {port["name"] for port in records[graph]["outputs"]}
         mine = [call for call in calls if call.graph == graph]
         if not mine or any(set(call.outputs) != declared for call in mine):
             raise BundleError(
                 f"the bundle's reference lacks answers of the graph {graph}: export it again"
             )
+    missing = {*CHAIN, *(call.graph for call in calls)} - {*graphs}
+    if missing:
+        raise BundleError(f"the bundle has no graph {sorted(missing)[0]}: export it again")
 
 
 def replay(session: Session, calls: list[Call], tolerance: Tolerance) -> list[Drift]:

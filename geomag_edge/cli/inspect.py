@@ -27,8 +27,10 @@ def execute(args: argparse.Namespace) -> None:
     view = manifest.view
     print(f"bundle      {args.bundle} ({sum(sizes.values()) / 1e6:.1f} MB, all sha256 good)")
     print(f"created by  {manifest.created_by}")
-    families = (manifest.model_config[f"{part}_config"] for part in ("vision", "prompt", "text"))
-    print("model       " + ", ".join(f["model_type"] for f in families))
+    parts = (
+        manifest.model_config.get(f"{part}_config", {}) for part in ("vision", "prompt", "text")
+    )
+    print("model       " + ", ".join(part.get("model_type", "unknown") for part in parts))
     print(f"views       {view.view_px} px, {view.grid} x {view.grid} patches")
     if manifest.untrained:
         print(f"UNTRAINED   {', '.join(manifest.untrained)}: answers mean nothing yet")
@@ -51,11 +53,11 @@ def execute(args: argparse.Namespace) -> None:
     print(table(("level", "visual tokens", "whole", "crops", "each"), budgets))
     print()
     parity = [
-        (p, r["engine"], "ok" if r["ok"] else r["first_drift"],
-         f"{max(d['relative'] for d in r['graphs']):.1e}")
+        (p, r.get("engine", "-"), "ok" if r.get("ok") else r.get("first_drift") or "-",
+         f"{max((d.get('relative') or 0.0 for d in r.get('graphs', [])), default=0.0):.1e}")
         for p, found in manifest.parity.items()
         # one report from export, one for each engine from quantize
-        for r in ([found] if "engine" in found else found.values())
+        for r in ([found] if {"engine", "ok"} & set(found) else found.values())
     ]  # fmt: skip
     print(table(("parity", "engine", "verdict", "worst relative error"), parity))
     if built := load_records(bundle):

@@ -201,7 +201,7 @@ def _kept(
                 and intact
                 and (bundle.root / file.file).is_file()
                 and file.profiles == plan.profiles
-                and file.source["sha256"] == _source(bundle, plan.graph, precision)["sha256"]
+                and file.source.get("sha256") == _source(bundle, plan.graph, precision)["sha256"]
             ):
                 kept[file.file] = file
     return kept

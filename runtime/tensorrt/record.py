@@ -5,16 +5,18 @@ Needs no engine module. docs/TARGETS.md has the fields.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from geomag_edge.bounds import check_word
 from geomag_edge.errors import BundleError, EngineError
+from geomag_edge.fields import listed, maybe, named, one_of, real, record, table, text, whole
+from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.tensorrt.profiles import Limits, Profile, Span
+from geomag_edge.manifest_fields import PORTS
+from geomag_edge.runtime.tensorrt.profiles import Limits, Profile
+from geomag_edge.stored import read_json
 
 RECORD = "build.json"
 FORMAT_VERSION = 1
@@ -87,32 +89,53 @@ class EngineFile:
         memory = data["memory"]
         if memory is not None:
             memory = {
-                "weights_bytes": int(memory["weights_bytes"]),
-                "activation_bytes": [int(p["activation_bytes"]) for p in data["profiles"]],
-                "from": str(memory["from"]),
+                "weights_bytes": memory["weights_bytes"],
+                "activation_bytes": [p["activation_bytes"] for p in data["profiles"]],
+                "from": memory["from"],
             }
-
-        def span(axis: Iterable[Any]) -> Span:
-            least, usual, most = (int(x) for x in axis)
-            return least, usual, most
-
         return cls(
-            file=str(data["file"]),
-            sha256=str(data["sha256"]),
-            bytes=int(data["bytes"]),
-            source=dict(data["source"]),
+            file=data["file"],
+            sha256=data["sha256"],
+            bytes=data["bytes"],
+            source=data["source"],
             profiles=tuple(
-                Profile(p["name"], {a: span(s) for a, s in p["axes"].items()})
+                Profile(p["name"], {a: (s[0], s[1], s[2]) for a, s in p["axes"].items()})
                 for p in data["profiles"]
             ),
-            shapes=tuple(dict(p["shapes"]) for p in data["profiles"]),
-            inputs=list(data["inputs"]),
-            outputs=list(data["outputs"]),
+            shapes=tuple(p["shapes"] for p in data["profiles"]),
+            inputs=data["inputs"],
+            outputs=data["outputs"],
             memory=memory,
-            layer_precisions=dict(data["layer_precisions"]),
-            warnings=list(data["warnings"]),
-            build_s=float(data["build_s"]),
+            layer_precisions=data["layer_precisions"],
+            warnings=data["warnings"],
+            build_s=data["build_s"],
         )
+
+
+_BYTES = whole(0, 2**50)
+_PROFILE = record(
+    {
+        "name": text(),
+        "axes": table(listed(whole(0, 2**31), 3, 3), 16),
+        "shapes": named,
+        "activation_bytes": maybe(_BYTES),
+    }
+)
+_ENGINE = record(
+    {
+        "file": text(),
+        "sha256": text(64),
+        "bytes": _BYTES,
+        "source": record({}, {"sha256": named}),
+        "profiles": listed(_PROFILE, 64, 1),
+        "inputs": PORTS,
+        "outputs": PORTS,
+        "memory": maybe(record({"weights_bytes": _BYTES, "from": text()})),
+        "layer_precisions": named,
+        "warnings": listed(text(10_000), 1000),
+        "build_s": real(0),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -194,37 +217,45 @@ class BuildRecord:
         Raises:
             BundleError: another version, or damaged.
         """
-        try:
-            if data["format_version"] != FORMAT_VERSION:
-                raise BundleError(
-                    f"{RECORD} has format version {data['format_version']!r}, this program reads "
-                    f"{FORMAT_VERSION}: build the engines again"
-                )
-            return cls(
-                target=str(data["target"]),
-                precision=str(data["precision"]),
-                flavour=str(data["flavour"]),
-                version=str(data["version"]),
-                built_on=dict(data["built_on"]),
-                loads_on_sm=list(data["loads_on_sm"]),
-                options=dict(data["options"]),
-                limits=Limits(**{k: int(v) for k, v in data["limits"].items()}),
-                engines={
-                    g: [EngineFile.from_json(f) for f in files]
-                    for g, files in data["engines"].items()
-                },
-                fit=data["fit"],
-                build_s=float(data["build_s"]),
-                peak_rss_bytes=int(data["peak_rss_bytes"]),
-                notes=list(data["notes"]),
-                measured=[dict(m) for m in data.get("measured", [])],
-            )
-        except BundleError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if version != FORMAT_VERSION:
             raise BundleError(
-                f"{RECORD} is damaged: {type(e).__name__} at {e}; build the engines again"
-            ) from e
+                f"{RECORD} has format version {str(version)[:40]}, this program reads "
+                f"{FORMAT_VERSION}: build the engines again"
+            )
+        _RECORD(data, RECORD)
+        return cls(
+            **{name: data[name] for name in _PLAIN},
+            limits=Limits(**{k.name: data["limits"][k.name] for k in fields(Limits)}),
+            engines={
+                graph: [EngineFile.from_json(f) for f in files]
+                for graph, files in data["engines"].items()
+            },
+            measured=data.get("measured", []),
+        )
+
+
+_PLAIN = {
+    "target": text(64),
+    "precision": text(64),
+    "flavour": text(64),
+    "version": text(64, r"\d+(\.\d+){0,2}(\..*)?", "a version"),
+    "built_on": named,
+    "loads_on_sm": listed(text(16), 64),
+    "options": named,
+    "fit": maybe(named),
+    "build_s": real(0),
+    "peak_rss_bytes": _BYTES,
+    "notes": listed(text(10_000), 1000),
+}
+_RECORD = record(
+    _PLAIN
+    | {
+        "limits": record({part.name: whole(1, 2**31) for part in fields(Limits)}),
+        "engines": table(listed(_ENGINE, 64, 1), len(CHAIN), one_of(*CHAIN)),
+    },
+    {"measured": listed(named, 100)},
+)
 
 
 def folder_of(target: str, precision: str) -> str:
@@ -241,7 +272,7 @@ def load_record(bundle: Bundle, target: str, precision: str) -> BuildRecord | No
     name = f"{folder_of(target, precision)}/{RECORD}"
     if name not in bundle.manifest.files or not (bundle.root / name).exists():
         return None
-    return BuildRecord.from_json(read_json(bundle.file(name)))
+    return _load(bundle, name)
 
 
 def load_records(bundle: Bundle) -> list[BuildRecord]:
@@ -253,16 +284,11 @@ def load_records(bundle: Bundle) -> list[BuildRecord]:
     names = sorted(
         n for n in bundle.manifest.files if n.startswith("engines/") and n.endswith(f"/{RECORD}")
     )
-    return [BuildRecord.from_json(read_json(bundle.file(n))) for n in names]
+    return [_load(bundle, name) for name in names]
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's content.
-
-    Raises:
-        BundleError: not readable.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise BundleError(f"{path.name} is not readable JSON: {e}") from e
+def _load(bundle: Bundle, name: str) -> BuildRecord:
+    found = BuildRecord.from_json(read_json(bundle.file(name)))
+    if f"{found.folder}/{RECORD}" != name:
+        raise BundleError(f"{name} is the record of another folder: build the engines again")
+    return found

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from geomag_edge.amend import amended
-from geomag_edge.errors import OutputError
+from geomag_edge.errors import BundleError, OutputError
 from geomag_edge.manifest import Bundle
 
 from .test_manifest import data, golden  # noqa: F401
@@ -83,3 +83,23 @@ def test_a_change_by_somebody_else_meanwhile_is_not_lost(bundle):
         slow_change()
     assert Bundle.open(bundle.root).manifest.created_by == "another"
     assert "int8" not in Bundle.open(bundle.root).manifest.graphs
+
+
+@pytest.mark.parametrize("inside", ["../victim", "/tmp/victim", "a/../../victim", "a//b", "", "."])
+def test_no_folder_outside_the_bundle_is_replaced(bundle, inside):
+    with pytest.raises(BundleError, match="not a path inside"), amended(bundle, inside):
+        pass
+
+
+def test_no_folder_is_replaced_through_a_link(bundle, tmp_path):
+    """The names are plain, but the bundle's own folder leads elsewhere."""
+    victim = tmp_path / "victim" / "orin" / "fp32"
+    victim.mkdir(parents=True)
+    (victim / "thesis.txt").write_text("years of work")
+    (bundle.root / "engines").symlink_to(tmp_path / "victim")
+    with (
+        pytest.raises(BundleError, match="a link that leaves the bundle"),
+        amended(bundle, "engines/orin/fp32") as change,
+    ):
+        (change.stage / "build.json").write_text("{}")
+    assert (victim / "thesis.txt").read_text() == "years of work"

@@ -85,7 +85,7 @@ def test_budgets_have_bounds(key):
 
 
 def test_a_manifest_that_lists_a_million_files_is_refused():
-    with pytest.raises(BundleError, match="lists 20000 files"):
+    with pytest.raises(BundleError, match="lists 20000 entries"):
         Manifest.from_json(manifest(files={str(i): "0" * 64 for i in range(20_000)}))
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geomag_edge.budgets import LEVELS, TokenBudget, check_budget, parse_budget
+from geomag_edge.budgets import LEVELS, TokenBudget, _worth, check_budget, parse_budget
 from geomag_edge.errors import BudgetError
 
 OWN = {"image": TokenBudget(8), "region": TokenBudget(8, 2, 8), "pixel": TokenBudget(8, 4, 6)}
@@ -133,3 +133,17 @@ def test_a_model_takes_a_budget_at_its_limits():
 
 def test_the_levels_stand_in_the_order_of_the_routers_logits():
     assert LEVELS == ("image", "region", "pixel")
+
+
+@given(st.integers(1, 6), st.integers(0, 4), st.integers(1, 5), st.integers(1, 150))
+def test_the_largest_that_fits_is_the_best_of_all_that_do(grid, crops, crop_grid, tokens):
+    full = TokenBudget(grid, crops, crop_grid if crops else 0)
+    every = [
+        TokenBudget(g, k, c if k else 0)
+        for g in range(1, grid + 1)
+        for k in range(crops + 1)
+        for c in (range(1, crop_grid + 1) if k else (0,))
+    ]
+    fitting = [b for b in every if b.visual_tokens <= tokens]
+    best = max(fitting, key=lambda b: (_worth(b, full), b.visual_tokens, b.crops))
+    assert full.fitted(tokens) == best
