@@ -137,7 +137,7 @@ def text(report: dict[str, Any]) -> str:
         for r in report["runs"]
     ]  # fmt: skip
     header = ("model", "precision", "predicted", "built", "error", "build s", "peak GB")
-    lines += ["", "```", table(header, summary), "```"]
+    lines += ["", "```", *table(header, summary), "```"]
     for run in report["runs"]:
         rows = [
             (
@@ -155,7 +155,7 @@ def text(report: dict[str, Any]) -> str:
             "built",
             "layers",
         )
-        lines += ["", f"## {run['model']}, {run['precision']}", "", "```", table(columns, rows)]
+        lines += ["", f"## {run['model']}, {run['precision']}", "", "```", *table(columns, rows)]
         lines += ["```"]
     return "\n".join(lines) + "\n"
 

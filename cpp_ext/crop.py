@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from geomag_edge.errors import InputError
+from geomag_edge.errors import GeoMagWarning, InputError
 
 from .checks import (
     checked_boxes,
@@ -89,6 +89,6 @@ def _warn_about_the_twin() -> None:
     warnings.warn(
         "PscCrop runs its slow numpy form: no compiled kernel was installed; reinstall "
         "geomag-edge where a C++17 compiler is found",
-        RuntimeWarning,
+        GeoMagWarning,
         stacklevel=3,
     )

@@ -121,19 +121,7 @@ class PromptCoder:
         Raises:
             PromptError: not text, empty, absurdly long, or not encodable.
         """
-        if not isinstance(prompt, str):
-            raise PromptError(f"a prompt must be text, got {type(prompt).__name__}")
-        prompt = prompt.strip()
-        if len(prompt) > MAX_PROMPT_CHARS:
-            raise PromptError(
-                f"the prompt has {len(prompt)} characters, the limit is {MAX_PROMPT_CHARS}"
-            )
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as e:  # half a surrogate pair, from bytes that were no UTF-8
-            raise PromptError(
-                f"the prompt is not valid text at character {e.start + 1}: give it in UTF-8"
-            ) from e
+        prompt = _checked_text(prompt, "the prompt").strip()
         if not spelt(prompt, "cased").strip():
             raise PromptError("the prompt is empty: say what to look for")
         return prompt
@@ -155,7 +143,12 @@ class PromptCoder:
         return self.text.encode(text, add_special_tokens=False).ids if text else []
 
     def prefix_ids(self, prefix: str) -> list[int]:
-        """Ids of an answer's forced start: its words spelt as the LLM's, its markup kept."""
+        """Ids of an answer's forced start: its words spelt as the LLM's, its markup kept.
+
+        Raises:
+            PromptError: not text, absurdly long, or not encodable.
+        """
+        prefix = _checked_text(prefix, "the answer's start")
         return self.markup_ids(_spelt_around(_MARKUP, prefix, str(self.settings.text_form)))
 
     def psc_ids(self, prompt: str) -> tuple[NDArray[np.int64], bool]:
@@ -193,6 +186,20 @@ class PromptCoder:
         size = self.text.get_vocab_size()
         known = [i for i in ids if i < size and i not in self.settings.eos_token_ids]
         return self.text.decode(known, skip_special_tokens=False).strip()
+
+
+def _checked_text(text: object, what: str) -> str:
+    if not isinstance(text, str):
+        raise PromptError(f"{what} must be text, got {type(text).__name__}")
+    if len(text) > MAX_PROMPT_CHARS:
+        raise PromptError(f"{what} has {len(text)} characters, the limit is {MAX_PROMPT_CHARS}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:  # half a surrogate pair, from bytes that were no UTF-8
+        raise PromptError(
+            f"{what} is not valid text at character {e.start + 1}: give it in UTF-8"
+        ) from e
+    return text
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,10 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.budgets import LEVELS
-from geomag_edge.cli.console import counted, print_json, steps, table
-from geomag_edge.cli.run import IMAGE_HELP, add_nodata_argument, positive
+from geomag_edge.cli.arguments import positive, text
+from geomag_edge.cli.console import counted, print_json, say, steps, table, tell
+from geomag_edge.cli.run import IMAGE_HELP, add_nodata_argument
 from geomag_edge.errors import InputError, OutputError
 from geomag_edge.manifest import Bundle
+from geomag_edge.printing import printable
 from geomag_edge.staging import write_whole
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_nodata_argument(parser)
     parser.add_argument("--rounds", type=positive, default=15, metavar="N", help="(15)")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
-    parser.add_argument("--prompt", default=None, metavar="TEXT")
+    parser.add_argument("--prompt", type=text, default=None, metavar="TEXT")
     parser.add_argument(
-        "--answer-prefix", default=None, metavar="TEXT", help="what every answer starts with"
+        "--answer-prefix", type=text, metavar="TEXT", help="what every answer starts with"
     )
     parser.add_argument("--max-new-tokens", type=positive, default=None, metavar="N")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="for --engine torch")
@@ -98,9 +99,9 @@ def execute(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report | {"files": written})
         return 0
-    print(report_text(report))
+    say(*report_text(report))
     for name in written:
-        print(f"wrote     {name}")
+        say(f"wrote     {name}")
     return 0
 
 
@@ -120,8 +121,8 @@ def _quick(args: argparse.Namespace, bundle: Bundle) -> int:
          f"{_at(model.step, 256):.2f}", f"{sum(model.mask):.2f}", f"{model.spread:.2f}")
         for name, model in models.items()
     ]  # fmt: skip
-    print(table(("engine", "a view", "prefill 256", "step at 256", "mask", "p95 over p50"), rows))
-    print("milliseconds; remembered for `run --latency-ms` and `plan`")
+    say(*table(("engine", "a view", "prefill 256", "step at 256", "mask", "p95 over p50"), rows))
+    say("milliseconds; remembered for `run --latency-ms` and `plan`")
     return 0
 
 
@@ -180,8 +181,6 @@ def _shown(args: argparse.Namespace) -> list[str]:
     for name in ("engine", "precision", "budget", "size"):
         shown += [x for v in getattr(args, name) or [] for x in (f"--{name}", str(v))]
     if args.image:
-        from geomag_edge.runtime.files import printable
-
         shown += ["--image", printable(PurePosixPath(args.image).name)]
     if args.nodata is not None:
         shown += [f"--nodata={args.nodata}"]
@@ -213,7 +212,7 @@ def _write(
         write_whole(args.output / "bench.html", page(report, plans))
         written.append(str(args.output / "bench.html"))
     except MissingExtraError as e:
-        print(f"no bench.html: {e}", file=sys.stderr)
+        tell(f"no bench.html: {e}")
     return written
 
 
@@ -229,11 +228,11 @@ def _compare(args: argparse.Namespace) -> int:
             "slower": len(slower), "notes": notes, "changes": [c.to_json() for c in found],
         })  # fmt: skip
     else:
-        print(comparison_text(found, notes))
+        say(*comparison_text(found, notes))
     return 1 if slower else 0
 
 
-def comparison_text(found: list[Change], notes: list[str]) -> str:
+def comparison_text(found: list[Change], notes: list[str]) -> list[str]:
     """What changed as a table, totals always, and a verdict."""
     shown = [c for c in found if c.verdict != "same" or c.stage == "total"]
     rows = [
@@ -251,10 +250,10 @@ def comparison_text(found: list[Change], notes: list[str]) -> str:
         verdict = f"{slower} of {len(found)} stages slower, {faster} faster"
     if unsure := sum(c.verdict.endswith("?") for c in found):
         verdict += f"; {unsure} too noisy to tell: bench both with more --rounds"
-    return "\n".join([*lines, table(head, rows), "", verdict])
+    return [*lines, *table(head, rows), "", verdict]
 
 
-def report_text(report: dict[str, Any]) -> str:
+def report_text(report: dict[str, Any]) -> list[str]:
     """A run as two tables: totals, then the stages' medians."""
     from geomag_edge.benchmarks.machine import described
     from geomag_edge.benchmarks.queries import STAGES
@@ -274,12 +273,10 @@ def report_text(report: dict[str, Any]) -> str:
         )  # fmt: skip
         stages.append((name, *(f"{ms[s]['p50']:.1f}" for s in STAGES)))
     head = ("case", "tokens", "p50 ms", "p90", "p99", "first token", "tokens/s", "peak MB", "J")
-    return "\n".join(
-        [
-            f"machine   {described(report['machine'])}",
-            "",
-            table(head, totals),
-            "",
-            table(("medians, ms", *STAGES), stages),
-        ]
-    )
+    return [
+        f"machine   {described(report['machine'])}",
+        "",
+        *table(head, totals),
+        "",
+        *table(("medians, ms", *STAGES), stages),
+    ]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.budgets import LEVELS
-from geomag_edge.cli.console import print_json, steps, table
+from geomag_edge.cli.arguments import watts
+from geomag_edge.cli.console import bar_of, print_json, say, steps, table, tell, terminal
 from geomag_edge.cli.targets import add_catalog_argument
 from geomag_edge.errors import FitError, MissingExtraError
 from geomag_edge.graphs import CHAIN
+from geomag_edge.printing import one_line
 from geomag_edge.runtime.tensorrt.profiles import CACHES
 from geomag_edge.targets import Target, load_catalog
 
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="check the fit on this device first (`geomag-edge targets`); exit 1 if it does not",
     )  # fmt: skip
     parser.add_argument(
-        "--watts", type=float, metavar="W", help="the device's power mode (default: its largest)"
+        "--watts", type=watts, metavar="W", help="the device's power mode (default: its largest)"
     )
     parser.add_argument(
         "--check-only", action="store_true", help="print the fit check and build nothing"
@@ -91,7 +92,7 @@ def execute(args: argparse.Namespace) -> None:
         name = choose_target(machine, catalog, engines=True)
     target = catalog.target(name)
     if args.target == "auto":
-        print(f"build: saw {machine}: target {name}", file=sys.stderr)
+        tell(f"build: saw {machine}: target {name}")
     precision = args.precision or _default_precision(bundle, target)
     graphs = tuple(args.graph or CHAIN)
 
@@ -103,12 +104,12 @@ def execute(args: argparse.Namespace) -> None:
     except MissingExtraError as e:
         if args.check_only or device is not None:
             raise
-        print(f"build: {e}; going on unchecked", file=sys.stderr)
+        tell(f"build: {e}; going on unchecked")
     if args.check_only and fit is not None:
         if args.json:
             print_json(fit.to_json())
         else:
-            print(_fit(fit))
+            say(*_fit(fit))
     if fit is not None and not fit.ok:
         raise FitError(fit.verdict)
     if args.check_only:
@@ -131,13 +132,13 @@ def execute(args: argparse.Namespace) -> None:
             {"bundle": str(args.bundle), "folder": record.folder, "built": built} | record.to_json()
         )
         return
-    print(_engines(record))
+    say(*_engines(record))
     if record.measured:
-        print("\n" + _measured(record) + "\n")
+        say("", *_measured(record), "")
     if not built:
-        print(f"nothing changed since {record.folder} was built")
+        say(f"nothing changed since {record.folder} was built")
     else:
-        print(
+        say(
             f"{len(built)} engines in {args.bundle / record.folder}: {record.flavour} "
             f"{record.version}, {record.build_s:.1f} s, peak "
             f"{record.peak_rss_bytes / 1e9:.1f} GB of memory"
@@ -151,8 +152,8 @@ def _default_precision(bundle: Bundle, target: Target) -> str:
     return taken[0] if taken else "fp16"
 
 
-def _fit(fit: Fit) -> str:
-    """The prediction as two tables and a verdict."""
+def _fit(fit: Fit) -> list[str]:
+    """The prediction as two tables and a verdict, by lines."""
     memory: list[tuple[Any, ...]] = [
         (e.stem, f"{e.engine_bytes / 1e6:.1f}", f"{e.activation_bytes / 1e6:.1f}")
         for e in fit.engines
@@ -162,7 +163,7 @@ def _fit(fit: Fit) -> str:
         ("buffers between stages", "-", f"{fit.buffer_bytes / 1e6:.1f}"),
         ("system", "-", f"{fit.system_bytes / 1e6:.1f}"),
     ]
-    parts = [table(("predicted", "engine MB", "memory MB"), memory), ""]
+    parts = [*table(("predicted", "engine MB", "memory MB"), memory), ""]
     names = [s.stage for s in next(iter(fit.stages.values()))]
     rows: list[tuple[Any, ...]] = []
     for level, stages in fit.stages.items():
@@ -172,11 +173,10 @@ def _fit(fit: Fit) -> str:
             cells = [f"{s.ms:.2f}{(s.bound or '')[0]}" for s in stages]
         rows.append((level, *cells))
     unit = "GFLOP" if fit.device is None else "least ms (a: arithmetic, m: memory bound)"
-    parts += [table((f"budget, {unit}", *names), rows), "", fit.verdict]
-    return "\n".join(parts)
+    return [*parts, *table((f"budget, {unit}", *names), rows), "", fit.verdict]
 
 
-def _engines(record: BuildRecord) -> str:
+def _engines(record: BuildRecord) -> list[str]:
     rows: list[tuple[Any, ...]] = []
     for graph, files in record.engines.items():
         for file in files:
@@ -196,7 +196,7 @@ def _engines(record: BuildRecord) -> str:
     return table(header, rows)
 
 
-def _measured(record: BuildRecord) -> str:
+def _measured(record: BuildRecord) -> list[str]:
     """What GPUs took, beside the least that was predicted."""
     rows: list[tuple[Any, ...]] = []
     least = (record.fit or {}).get("stages", {})
@@ -214,16 +214,14 @@ def _measured(record: BuildRecord) -> str:
 @contextmanager
 def _phases() -> Iterator[OnPhase | None]:
     """The builder's own phases as a bar below the engines' one, on a terminal."""
-    if not sys.stderr.isatty():
+    if not terminal():
         yield None
         return
-    from tqdm import tqdm
-
-    with tqdm(total=1, leave=False, position=1, file=sys.stderr, unit="step") as bar:
+    with bar_of(total=1, position=1, unit="step") as bar:
 
         def show(phase: str, done: int, total: int) -> None:
             bar.total = max(total, 1)
             bar.n = done
-            bar.set_description_str(phase[:40], refresh=True)
+            bar.set_description_str(one_line(phase, 40), refresh=True)
 
         yield show

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomag_edge.cli.console import counted, needs_extra, print_json, table
-from geomag_edge.cli.run import positive
+from geomag_edge.cli.arguments import positive, seed
+from geomag_edge.cli.console import counted, needs_extra, print_json, say, table, tell
 from geomag_edge.errors import OutputError
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--count", type=positive, metavar="N",
         help="questions to use, the levels alike (default: all, at most 128)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the choice")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the choice")
     parser.add_argument(
         "--method", default="mse", choices=METHODS,
         help="how `quantize` takes a threshold from what was seen (default: mse); all are stored",
@@ -61,7 +60,7 @@ def execute(args: argparse.Namespace) -> None:
     with counted(None, "check", "image") as progress:
         data = sets.open_calibration_set(args.data, args.count, args.seed, progress)
     for note in data.notes:
-        print(f"geomag-edge calibrate: warning: {note}", file=sys.stderr)
+        tell(f"geomag-edge calibrate: warning: {note}")
     captured, seen = None, _stored(bundle)
     if seen is None or not seen.fits(data.digest, capture.settings(), wanted):
         captured = _capture(bundle, data, args.threads)
@@ -76,7 +75,7 @@ def execute(args: argparse.Namespace) -> None:
     if args.json:
         print_json(_report(out, seen, captured, args.method))
     else:
-        print(_text(out, seen, captured, args.method))
+        say(*_text(out, seen, captured, args.method))
 
 
 def _stored(bundle: Bundle) -> Scales | None:
@@ -117,7 +116,7 @@ def _report(out: Path, seen: Scales, captured: Captured | None, method: str) -> 
     }
 
 
-def _text(out: Path, seen: Scales, captured: Captured | None, method: str) -> str:
+def _text(out: Path, seen: Scales, captured: Captured | None, method: str) -> list[str]:
     about = seen.data
     levels = ", ".join(f"{n} {level}" for level, n in sorted(about["levels"].items()))
     lines = [
@@ -132,9 +131,9 @@ def _text(out: Path, seen: Scales, captured: Captured | None, method: str) -> st
         lines += [
             f"took     {captured.seconds:.1f} s, peak memory {captured.peak_memory_mb:.0f} MB",
             "",
-            table(("level", "routed", "budget", "questions"), asked),
+            *table(("level", "routed", "budget", "questions"), asked),
             "",
-            table(
+            *table(
                 ("graph", "runs", "tensors", "values"),
                 [
                     (name, calls[name], len(graph.tensors),
@@ -145,4 +144,4 @@ def _text(out: Path, seen: Scales, captured: Captured | None, method: str) -> st
         ]  # fmt: skip
     lines += ["", *(f"note     {note}" for note in seen.notes)]
     lines.append(f"scales ({method}) written to {out}")
-    return "\n".join(lines)
+    return lines

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from geomag_edge.cli.console import needs_extra, print_json
+from geomag_edge.cli.arguments import seed
+from geomag_edge.cli.console import needs_extra, print_json, say
 from geomag_edge.errors import InputError
 from geomag_edge.staging import staged_folder
 
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", metavar="NAME", help="instead of parts: nano, base or half-b, random weights"
     )
-    parser.add_argument("--seed", type=int, default=0, help="for everything untrained (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="for everything untrained (default 0)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="CKPT")
     parser.add_argument("--force", action="store_true", help="replace an existing checkpoint")
 
@@ -44,7 +45,7 @@ def execute(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"checkpoint": str(args.output), "untrained": untrained, "notes": notes})
     else:
-        print(f"checkpoint written to {args.output}")
+        say(f"checkpoint written to {args.output}")
         for note in notes:
-            print(f"note: {note}")
-        print("untrained, its answers mean nothing yet: " + ", ".join(untrained))
+            say(f"note: {note}")
+        say("untrained, its answers mean nothing yet: " + ", ".join(untrained))

@@ -1,29 +1,161 @@
-"""What commands print: tables, JSON, progress. Progress goes to stderr, results to stdout."""
+"""What commands print: answers, tables and JSON on stdout; errors, remarks and progress on stderr.
+
+Everything goes through `say`, `show`, `print_json`, `tell` and the progress bars. They make what
+came from outside harmless, whatever the terminal's encoding.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
-from tqdm import tqdm
-
-from geomag_edge.errors import MissingExtraError
+from geomag_edge.errors import GeoMagWarning, MissingExtraError, OutputError
+from geomag_edge.printing import LINE_CHARS, one_line, plain, printable, shortened
 
 LOG_EVERY_S = 10.0
+SAID_CHARS, CELL_CHARS = 480, 120
+"""The longest line of a result and cell of a table; `--json` has everything whole."""
+NAME_CHARS = 60
+"""Of a file or step that a progress bar names."""
+
+_out: TextIO | None = None
+_err: TextIO | None = None
+"""Where a command writes while `alone` keeps others from `sys.stdout` and `sys.stderr`."""
+
+
+def say(*lines: str) -> None:
+    """Lines of a result, on stdout.
+
+    Raises:
+        OutputError: it cannot be written, on a full disk say.
+        BrokenPipeError: nobody reads it.
+    """
+    _print("".join(f"{shortened(printable(line), SAID_CHARS)}\n" for line in lines))
+
+
+def show(piece: str) -> None:
+    """A piece of an answer, on stdout at once; its own line feeds stay."""
+    _print(printable(piece, keep="\n\t"))
+    flush()
 
 
 def print_json(data: Any) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(data, indent=2, allow_nan=False, default=str))
+    _print(json.dumps(plain(data), indent=2, allow_nan=False, default=str) + "\n")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A plain table; numbers to the right, text to the left."""
-    cells = [[str(c) for c in row] for row in rows]
+def tell(line: str, most: int | None = LINE_CHARS) -> None:
+    """A line on stderr; whoever has closed it wants to hear nothing."""
+    err = _err or sys.stderr
+    if err is not None:
+        text = printable(line) if most is None else one_line(line, most)
+        with contextlib.suppress(OSError, ValueError):
+            err.write(f"{text}\n")
+            err.flush()
+
+
+def flush() -> None:
+    """Sees that what was said has arrived; raises as `say`."""
+    _print("", at_once=True)
+
+
+def _print(text: str, at_once: bool = False) -> None:
+    out = _out or sys.stdout
+    if out is None:  # closed before the command began
+        return
+    try:
+        if text:  # a full device refuses even nothing
+            out.write(text)
+        if at_once:
+            out.flush()
+    except OSError as e:
+        with contextlib.suppress(OSError, ValueError):  # else Python complains again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+            out.flush()
+        if isinstance(e, BrokenPipeError):
+            raise
+        raise OutputError(f"cannot write to standard output: {e.strerror}") from e
+
+
+@contextmanager
+def safe_streams(last: bool) -> Iterator[None]:
+    """What a terminal's encoding lacks is spelt out, for whoever writes.
+
+    Args:
+        last: nothing follows but the process's end: streams are left so.
+    """
+    while os.open(os.devnull, os.O_RDWR) <= 2:  # or the first file opened would be stdout
+        pass
+    streams = [s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            if not last:
+                stream.reconfigure(errors=errors)
+
+
+@contextmanager
+def alone(debug: bool, last: bool) -> Iterator[None]:
+    """Keeps stdout and stderr to the command itself: warnings, logs and what libraries of any
+    language write there by themselves goes nowhere. `--debug` lets it through.
+
+    Args:
+        debug: let it through.
+        last: nothing follows but the process's end: streams are left so.
+    """
+    global _out, _err
+    if debug or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = sys.stdout, sys.stderr, warnings.showwarning
+    _out, _err = sys.stdout, sys.stderr
+    sink = open(os.devnull, "w")  # noqa: SIM115
+    native = None
+    if _descriptor(_err) == 2:
+        native = os.dup(2)
+        _err = open(native, "w", 1, _err.encoding, "backslashreplace", closefd=False)  # noqa: SIM115
+        os.dup2(sink.fileno(), 2)
+    sys.stdout = sys.stderr = sink
+    warnings.showwarning = _warned
+    try:
+        yield
+    finally:
+        if not last:
+            sys.stdout, sys.stderr, warnings.showwarning = before
+            _out = _err = None
+            if native is not None:
+                os.dup2(native, 2)
+                os.close(native)
+            sink.close()
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (AttributeError, OSError, ValueError):  # none, or one in memory
+        return None
+
+
+def _warned(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, GeoMagWarning):
+        tell(f"geomag-edge: warning: {message}")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """A plain table's lines; numbers to the right, text to the left."""
+    cells = [[one_line(str(c), CELL_CHARS) for c in row] for row in rows]
     widths = [max(len(x) for x in column) for column in zip(header, *cells, strict=True)]
     numeric = [
         all(isinstance(row[i], int | float) or _numeric(row[i]) for row in rows)
@@ -37,7 +169,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         ]
         return "  ".join(parts).rstrip()
 
-    return "\n".join([line(header), line(["-" * w for w in widths]), *(line(r) for r in cells)])
+    return [line(header), line(["-" * w for w in widths]), *(line(r) for r in cells)]
 
 
 def _numeric(cell: Any) -> bool:
@@ -48,16 +180,29 @@ def _numeric(cell: Any) -> bool:
     return True
 
 
+def terminal() -> bool:
+    """Whether somebody sees progress on stderr."""
+    err = _err or sys.stderr
+    return err is not None and err.isatty()
+
+
+def bar_of(**settings: Any) -> Any:
+    """A progress bar on stderr, removed at its end; `settings` are tqdm's."""
+    from tqdm import tqdm
+
+    return tqdm(leave=False, file=_err or sys.stderr, **settings)
+
+
 @contextmanager
 def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
     """A progress bar over named steps; plain lines where stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda step: print(f"{title}: {step}", file=sys.stderr, flush=True)
+    if not terminal():
+        yield lambda step: tell(f"{title}: {step}")
         return
-    with tqdm(total=total, desc=title, unit="step", leave=False, file=sys.stderr) as bar:
+    with bar_of(total=total, desc=title, unit="step") as bar:
 
         def advance(step: str) -> None:
-            bar.set_postfix_str(step, refresh=False)
+            bar.set_postfix_str(one_line(step, NAME_CHARS), refresh=False)
             bar.update(1)
 
         yield advance
@@ -75,18 +220,18 @@ def counted(total: int | None, title: str, unit: str) -> Iterator[Callable[[str]
     def line(name: str) -> None:
         nonlocal done, shown
         if time.monotonic() - shown >= LOG_EVERY_S:
-            print(f"{title}: {done}{of} {unit}s done", file=sys.stderr, flush=True)
+            tell(f"{title}: {done}{of} {unit}s done")
             shown = time.monotonic()
         done += 1
 
-    if not sys.stderr.isatty():
+    if not terminal():
         yield line
         return
-    with tqdm(total=total, desc=title, unit=unit, leave=False, file=sys.stderr) as bar:
+    with bar_of(total=total, desc=title, unit=unit) as bar:
 
         def advance(name: str) -> None:
             nonlocal done
-            bar.set_postfix_str(name, refresh=False)
+            bar.set_postfix_str(one_line(name, NAME_CHARS), refresh=False)
             bar.update(min(done, 1))  # a name says that the one before is done
             done += 1
 
@@ -105,8 +250,8 @@ def needs_extra(extra: str) -> Iterator[None]:
         ) from e
 
 
-def parity_table(report: dict[str, Any]) -> str:
-    """A verification report as two tables and a verdict."""
+def parity_table(report: dict[str, Any]) -> list[str]:
+    """A verification report as two tables and a verdict, by lines."""
     graphs = [
         (d["graph"], d["output"], d["calls"], f"{d['max_abs']:.1e}", d["unit"],
          f"{d['relative']:.1e}", f"{d['cosine']:.7f}", "ok" if d["ok"] else "DRIFT")
@@ -135,16 +280,10 @@ def parity_table(report: dict[str, Any]) -> str:
     )
     if sets := report.get("instruction_sets"):
         verdict += f"; CPU with {' '.join(sets)}"
-    return "\n".join(
-        [
-            table(
-                ("graph", "output", "calls", "max error", "unit", "relative", "cosine", ""), graphs
-            ),
-            "",
-            table(
-                ("chain at budget", "tokens", "equal", "crops px", "masks", "mask IoU", ""), chain
-            ),
-            "",
-            verdict,
-        ]
-    )
+    return [
+        *table(("graph", "output", "calls", "max error", "unit", "relative", "cosine", ""), graphs),
+        "",
+        *table(("chain at budget", "tokens", "equal", "crops px", "masks", "mask IoU", ""), chain),
+        "",
+        verdict,
+    ]

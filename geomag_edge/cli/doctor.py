@@ -10,7 +10,7 @@ import platform
 import shutil
 from typing import Any
 
-from geomag_edge.cli.console import print_json, table
+from geomag_edge.cli.console import print_json, say, table
 
 PACKAGES = (
     "numpy", "onnxruntime", "onnxruntime-gpu", "rasterio", "shapely", "tokenizers", "pillow",
@@ -28,20 +28,20 @@ def execute(args: argparse.Namespace) -> None:
     if args.json:
         print_json(facts)
         return
-    print(f"machine   {facts['machine']}, {facts['cpus']} CPUs, Python {facts['python']}")
-    print(f"CPU       {facts['cpu']}")
-    print(f"PscCrop   {facts['psc_crop']}")
-    print(f"GPU       {facts['gpu']}")
-    print(f"PROJ      {facts['proj']}")
-    print()
-    print(table(("package", "version"), list(facts["packages"].items())))
-    print()
+    say(f"machine   {facts['machine']}, {facts['cpus']} CPUs, Python {facts['python']}")
+    say(f"CPU       {facts['cpu']}")
+    say(f"PscCrop   {facts['psc_crop']}")
+    say(f"GPU       {facts['gpu']}")
+    say(f"PROJ      {facts['proj']}")
+    say("")
+    say(*table(("package", "version"), list(facts["packages"].items())))
+    say("")
     rows = [(e["engine"], "yes" if e["works"] else "no", e["detail"]) for e in facts["engines"]]
-    print(table(("engine", "works here", "detail"), rows))
-    print()
-    print(f"engine auto remembers {len(facts['auto'])} measurements in {facts['auto_folder']}")
+    say(*table(("engine", "works here", "detail"), rows))
+    say("")
+    say(f"engine auto remembers {len(facts['auto'])} measurements in {facts['auto_folder']}")
     if facts["auto"]:
-        print(table(("precision", "graph", "threads", "chosen", "ms", "measured"),
+        say(*table(("precision", "graph", "threads", "chosen", "ms", "measured"),
                     [_remembered_row(record) for record in facts["auto"]]))  # fmt: skip
 
 

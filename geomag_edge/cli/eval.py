@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomag_edge.cli.console import counted, print_json, table
+from geomag_edge.cli.arguments import positive
+from geomag_edge.cli.console import counted, print_json, say, table
 from geomag_edge.cli.run import (
     add_engine_arguments,
     add_nodata_argument,
     open_pipeline,
-    positive,
 )
 
 if TYPE_CHECKING:
@@ -70,11 +70,11 @@ def execute(args: argparse.Namespace) -> None:
     if args.json:
         print_json(data)
         return
-    print(report_text(report))
+    say(*report_text(report))
     if comparison:
-        print("\n" + comparison_text(comparison))
+        say("", *comparison_text(comparison))
     if args.output:
-        print(f"\nreport written to {args.output}")
+        say("", f"report written to {args.output}")
 
 
 def _ask(bundle: Any, dataset: Dataset, args: argparse.Namespace, title: str) -> Report:
@@ -87,7 +87,7 @@ def _ask(bundle: Any, dataset: Dataset, args: argparse.Namespace, title: str) ->
         return evaluate(pipe, dataset, args.budget, args.max_new_tokens, progress, args.nodata)
 
 
-def report_text(report: Report) -> str:
+def report_text(report: Report) -> list[str]:
     """A report as tables: every metric with its interval, then every group."""
     from geomag_edge.calibration.records import ALL, group_order
 
@@ -105,7 +105,7 @@ def report_text(report: Report) -> str:
         (e.metric, _number(e.metric, e.value), _interval(e.metric, e.low, e.high), e.questions)
         for e in every
     ]
-    lines += ["", table(("metric", "value", "95 % interval", "questions"), rows), ""]
+    lines += ["", *table(("metric", "value", "95 % interval", "questions"), rows), ""]
     metrics = [e.metric for e in every]
     cells = {(e.metric, e.group): _number(e.metric, e.value) for e in report.estimates}
     counts: dict[str, int] = {}
@@ -113,13 +113,13 @@ def report_text(report: Report) -> str:
         counts[e.group] = max(counts.get(e.group, 0), e.questions)
     groups = sorted((g for g in counts if g != ALL), key=group_order)
     grid = [(g, counts[g], *(cells.get((m, g), "-") for m in metrics)) for g in groups]
-    lines += [table(("group", "questions", *metrics), grid), ""]
+    lines += [*table(("group", "questions", *metrics), grid), ""]
     times = ", ".join(f"{stage} {ms:.1f}" for stage, ms in report.latency_ms.items())
     lines.append(f"median ms  {times} (views shared by a picture's questions)")
-    return "\n".join(lines)
+    return lines
 
 
-def comparison_text(comparison: Comparison) -> str:
+def comparison_text(comparison: Comparison) -> list[str]:
     """A comparison as a table of what differs, whole set and sizes."""
     from geomag_edge.calibration.records import ALL
 
@@ -131,15 +131,13 @@ def comparison_text(comparison: Comparison) -> str:
         if d.group == ALL or (d.group.startswith("size") and d.metric in ("mIoU", "box IoU@0.5"))
     ]  # fmt: skip
     head = ("metric", "this", "other", "difference", "95 % interval", "questions")
-    return "\n".join(
-        [
-            f"this      {comparison.report}",
-            f"other     {comparison.other}",
-            f"answers   {comparison.identical:.1%} of {comparison.questions} identical",
-            "",
-            table(head, rows),
-        ]
-    )
+    return [
+        f"this      {comparison.report}",
+        f"other     {comparison.other}",
+        f"answers   {comparison.identical:.1%} of {comparison.questions} identical",
+        "",
+        *table(head, rows),
+    ]
 
 
 def _number(metric: str, value: float | None, sign: str = "") -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from geomag_edge.cli.console import needs_extra, parity_table, print_json, steps
+from geomag_edge.cli.console import needs_extra, parity_table, print_json, say, steps, tell
 from geomag_edge.cli.targets import add_catalog_argument
 from geomag_edge.targets import known, load_catalog
 
@@ -36,7 +35,7 @@ def execute(args: argparse.Namespace) -> None:
 
         machine = look_around()
         name = choose_target(machine, catalog, engines=False)
-        print(f"export: saw {machine}: target {name}", file=sys.stderr)
+        tell(f"export: saw {machine}: target {name}")
     target = catalog.target(name)
     with needs_extra("export"):
         from geomag_edge.export.exporter import STEPS, export_bundle
@@ -47,5 +46,5 @@ def execute(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"bundle": str(args.output), "target": target.name, "parity": report.to_json()})
     else:
-        print(parity_table(report.to_json()))
-        print(f"bundle for {target.name} written to {args.output}")
+        say(*parity_table(report.to_json()))
+        say(f"bundle for {target.name} written to {args.output}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from geomag_edge.cli.console import print_json, table
+from geomag_edge.cli.console import print_json, say, table
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.tensorrt.profiles import GROWING
 from geomag_edge.runtime.tensorrt.record import BuildRecord, load_records
@@ -25,16 +25,16 @@ def execute(args: argparse.Namespace) -> None:
         print_json(manifest.to_json() | {"sizes_bytes": sizes})
         return
     view = manifest.view
-    print(f"bundle      {args.bundle} ({sum(sizes.values()) / 1e6:.1f} MB, all sha256 good)")
-    print(f"created by  {manifest.created_by}")
+    say(f"bundle      {args.bundle} ({sum(sizes.values()) / 1e6:.1f} MB, all sha256 good)")
+    say(f"created by  {manifest.created_by}")
     parts = (
         manifest.model_config.get(f"{part}_config", {}) for part in ("vision", "prompt", "text")
     )
-    print("model       " + ", ".join(part.get("model_type", "unknown") for part in parts))
-    print(f"views       {view.view_px} px, {view.grid} x {view.grid} patches")
+    say("model       " + ", ".join(part.get("model_type", "unknown") for part in parts))
+    say(f"views       {view.view_px} px, {view.grid} x {view.grid} patches")
     if manifest.untrained:
-        print(f"UNTRAINED   {', '.join(manifest.untrained)}: answers mean nothing yet")
-    print()
+        say(f"UNTRAINED   {', '.join(manifest.untrained)}: answers mean nothing yet")
+    say("")
     rows = []
     for precision, records in manifest.graphs.items():
         for name, record in records.items():
@@ -43,15 +43,15 @@ def execute(args: argparse.Namespace) -> None:
                 (precision, name, record["opset"], f"{size / 1e6:.1f}",
                  _signature(record["inputs"]), _signature(record["outputs"]))
             )  # fmt: skip
-    print(table(("precision", "graph", "opset", "MB", "inputs", "outputs"), rows))
-    print()
+    say(*table(("precision", "graph", "opset", "MB", "inputs", "outputs"), rows))
+    say("")
     budgets = [
         (level, b.visual_tokens, f"{b.global_grid} x {b.global_grid}", b.crops,
          f"{b.crop_grid} x {b.crop_grid}")
         for level, b in manifest.budgets.items()
     ]  # fmt: skip
-    print(table(("level", "visual tokens", "whole", "crops", "each"), budgets))
-    print()
+    say(*table(("level", "visual tokens", "whole", "crops", "each"), budgets))
+    say("")
     parity = [
         (p, r.get("engine", "-"), "ok" if r.get("ok") else r.get("first_drift") or "-",
          f"{max((d.get('relative') or 0.0 for d in r.get('graphs', [])), default=0.0):.1e}")
@@ -59,16 +59,16 @@ def execute(args: argparse.Namespace) -> None:
         # one report from export, one for each engine from quantize
         for r in ([found] if {"engine", "ok"} & set(found) else found.values())
     ]  # fmt: skip
-    print(table(("parity", "engine", "verdict", "worst relative error"), parity))
+    say(*table(("parity", "engine", "verdict", "worst relative error"), parity))
     if built := load_records(bundle):
         engines = [
             (r.target, r.precision, f"{r.flavour} {r.version}", ", ".join(r.loads_on_sm),
              r.options.get("cache", GROWING), f"{_bytes(r) / 1e6:.1f}")
             for r in built
         ]  # fmt: skip
-        print()
+        say("")
         header = ("engines for", "precision", "built by", "run on sm", "cache", "MB")
-        print(table(header, engines))
+        say(*table(header, engines))
 
 
 def _bytes(record: BuildRecord) -> int:

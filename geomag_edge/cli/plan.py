@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.budgets import LEVELS
-from geomag_edge.cli.console import counted, print_json, steps, table
-from geomag_edge.cli.run import add_engine_arguments, milliseconds, open_pipeline, positive
+from geomag_edge.cli.arguments import milliseconds, positive
+from geomag_edge.cli.console import counted, print_json, say, steps, table
+from geomag_edge.cli.run import add_engine_arguments, open_pipeline
 from geomag_edge.errors import InputError
 from geomag_edge.manifest import Bundle
 
@@ -62,7 +63,7 @@ def execute(args: argparse.Namespace) -> None:
         if args.json:
             print_json({"bundle": str(args.bundle), "data": args.data, "measured": True})
         else:
-            print(f"what each budget is worth on {args.data} is now part of {args.bundle}")
+            say(f"what each budget is worth on {args.data} is now part of {args.bundle}")
         return
     if args.device:
         from geomag_edge.runtime.roofline import roofline_model
@@ -93,7 +94,7 @@ def execute(args: argparse.Namespace) -> None:
             }
         )  # fmt: skip
     else:
-        print(plan_text(planner, plans))
+        say(*plan_text(planner, plans))
 
 
 def _measure(args: argparse.Namespace, bundle: Bundle) -> Bundle:
@@ -108,7 +109,7 @@ def _measure(args: argparse.Namespace, bundle: Bundle) -> Bundle:
     return Bundle.open(args.bundle)
 
 
-def plan_text(planner: Planner, plans: list[Plan]) -> str:
+def plan_text(planner: Planner, plans: list[Plan]) -> list[str]:
     """Every level's frontier as a table, the choice marked."""
     lines = [f"latency   {planner.model.source}; 95th percentile {planner.model.spread:.2f}x"]
     if planner.frontier is None:
@@ -116,8 +117,8 @@ def plan_text(planner: Planner, plans: list[Plan]) -> str:
     else:
         lines.append(f"accuracy  {planner.frontier.data} on {planner.frontier.engine}")
     for plan in plans:
-        lines += ["", _head(plan), "", _options(plan)]
-    return "\n".join(lines)
+        lines += ["", _head(plan), "", *_options(plan)]
+    return lines
 
 
 def _head(plan: Plan) -> str:
@@ -130,7 +131,7 @@ def _head(plan: Plan) -> str:
     return head
 
 
-def _options(plan: Plan) -> str:
+def _options(plan: Plan) -> list[str]:
     rows: list[tuple[Any, ...]] = []
     for o in plan.options:
         worth = "-" if o.expected is None else f"{o.expected:.3f}"

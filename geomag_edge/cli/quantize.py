@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geomag_edge.cli.console import needs_extra, print_json, steps, table
-from geomag_edge.cli.run import positive
+from geomag_edge.cli.arguments import points, positive, share
+from geomag_edge.cli.console import needs_extra, print_json, say, steps, table
 from geomag_edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="judge on this engine; may be given again (default: ort-cpu)",
     )  # fmt: skip
     parser.add_argument(
-        "--max-miou-drop", type=float, default=0.5, metavar="POINTS",
+        "--max-miou-drop", type=points, default=0.5, metavar="POINTS",
         help="of 100, of masks' and of boxes' mIoU, against fp32 (default: 0.5)",
     )  # fmt: skip
     parser.add_argument(
-        "--min-agreement", type=float, default=0.99, metavar="SHARE",
+        "--min-agreement", type=share, default=0.99, metavar="SHARE",
         help="of answers with fp32's words and found boxes (default: 0.99)",
     )  # fmt: skip
     parser.add_argument(
@@ -105,19 +105,19 @@ def execute(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result.to_json())
     else:
-        print(text(result, args.bundle, args.output))
+        say(*text(result, args.bundle, args.output))
     return 0 if result.ok else 1
 
 
-def text(result: Quantized, bundle: Path, slim: Path | None) -> str:
-    """The outcome as tables and a verdict."""
+def text(result: Quantized, bundle: Path, slim: Path | None) -> list[str]:
+    """The outcome as tables and a verdict, by lines."""
     lines = [f"{result.precision} of {bundle}", ""]
     rows = []
     for engine, parity in result.parity.items():
         for d in parity.graphs:
             if not d.output.startswith("present."):
                 rows.append((engine, d.graph, d.output, f"{d.relative:.1e}", f"{d.cosine:.6f}"))
-    lines += [table(("engine", "graph", "output", "relative error", "cosine"), rows), ""]
+    lines += [*table(("engine", "graph", "output", "relative error", "cosine"), rows), ""]
     narrow = ", ".join(f"{graph} {len(nodes)}" for graph, nodes in result.quantized.items())
     lines.append(f"narrow layers  {narrow or 'every graph'}")
     if result.bits:
@@ -150,10 +150,10 @@ def text(result: Quantized, bundle: Path, slim: Path | None) -> str:
         lines.append(f"gate           {engine}: {'; '.join(parts)}")
     lines += [f"note           {note}" for note in result.notes]
     if result.search:
-        lines += ["", "layers by loss:", layer_table(result.search), ""]
+        lines += ["", "layers by loss:", *layer_table(result.search), ""]
         lines.append(f"{len(result.search.wide)} of {len(result.search.layers)} layers stay wide")
     if result.blamed:
-        lines += ["", "layers whose activations cost most:", blame_table(result.blamed)]
+        lines += ["", "layers whose activations cost most:", *blame_table(result.blamed)]
     lines.append("")
     if result.ok:
         lines.append(f"kept: --precision {result.precision}")
@@ -165,10 +165,10 @@ def text(result: Quantized, bundle: Path, slim: Path | None) -> str:
         if result.blamed:
             worst = result.blamed[0]
             lines.append(f"try --keep '{worst.graph}/{worst.node}'")
-    return "\n".join(lines)
+    return lines
 
 
-def layer_table(found: Search) -> str:
+def layer_table(found: Search) -> list[str]:
     """The layers that cost most, and whether they stay wide."""
     wide = set(found.wide)
     rows = [
@@ -180,7 +180,7 @@ def layer_table(found: Search) -> str:
     return table(head, rows)
 
 
-def blame_table(blamed: list[Blame]) -> str:
+def blame_table(blamed: list[Blame]) -> list[str]:
     """The worst layers."""
     rows = [(b.graph, b.node, f"{b.alone:.1e}", f"{b.saved:.1e}") for b in blamed[:BLAMED]]
     return table(("graph", "node", "error alone", "saved if wide"), rows)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from geomag_edge.cli.console import needs_extra, parity_table, print_json, steps
+from geomag_edge.cli.console import flush, needs_extra, parity_table, print_json, say, steps
 from geomag_edge.cli.run import describe, print_answer, write
 
 QUESTIONS = (
@@ -18,13 +18,14 @@ QUESTIONS = (
 """Level, prompt, and how an untrained model's answer is made to start, so that every part runs."""
 
 TRAINED = (
-    "The checkpoint is a small test article, trained for a few hours on rendered scenes:\n"
-    "expect wrong answers, ragged masks and misplaced boxes among them. What it can and cannot do:"
+    "The checkpoint is a small test article, trained for a few hours on rendered scenes:",
+    "expect wrong answers, ragged masks and misplaced boxes among them. What it can and cannot do:",
 )
 
 UNTRAINED = (
     "THIS CHECKPOINT IS UNTRAINED (random weights, seeded): the answers, boxes and masks below "
-    "mean nothing.\nThey show that every stage runs; box and mask answers are started by force."
+    "mean nothing.",
+    "They show that every stage runs; box and mask answers are started by force.",
 )
 
 
@@ -45,7 +46,12 @@ def execute(args: argparse.Namespace) -> None:
     from geomag_edge.scenes import sample_scene
 
     out: Path = args.output
-    say = (lambda text: None) if args.json else (lambda text: print(text, flush=True))
+
+    def told(*lines: str) -> None:
+        if not args.json:
+            say(*lines)
+            flush()
+
     started = time.perf_counter()
     checkpoint = shipped_checkpoint("nano")
     if checkpoint is None:
@@ -54,24 +60,25 @@ def execute(args: argparse.Namespace) -> None:
         checkpoint = out / "checkpoint"
         with staged_folder(checkpoint, True, "config.json") as stage:
             make_preset("nano", stage)
-    say(f"1. checkpoint  {checkpoint}")
+    told(f"1. checkpoint  {checkpoint}")
     out.mkdir(parents=True, exist_ok=True)
     scene = sample_scene(out / "scene.tif")
-    say(f"2. scene       {scene}, georeferenced")
+    told(f"2. scene       {scene}, georeferenced")
     bundle = out / "bundle"
     with steps(STEPS, "export") as progress:
         report = export_bundle(checkpoint, bundle, force=True, progress=progress).to_json()
-    say(f"3. bundle      {bundle}\n\n4. parity of ONNX Runtime with PyTorch at every boundary\n")
-    say(parity_table(report))
+    told(f"3. bundle      {bundle}", "")
+    told("4. parity of ONNX Runtime with PyTorch at every boundary", "")
+    told(*parity_table(report))
 
     answers: list[dict[str, Any]] = []
     with Pipeline.load(bundle) as pipe, pipe.open(scene) as session:
         untrained = bool(pipe.bundle.manifest.untrained)
-        say("\n5. three questions about the scene\n")
+        told("", "5. three questions about the scene", "")
         if untrained:
-            say(UNTRAINED + "\n")
+            told(*UNTRAINED, "")
         else:
-            say(f"{TRAINED} {checkpoint / 'README.md'}\n")
+            told(*TRAINED[:-1], f"{TRAINED[-1]} {checkpoint / 'README.md'}", "")
         for level, prompt, forced in QUESTIONS:
             result = session.ask(
                 prompt, budget=level if untrained else None,
@@ -80,12 +87,12 @@ def execute(args: argparse.Namespace) -> None:
             answer = describe(result, scene)
             files = write(session, result, answer, out / level)
             answers.append(answer | {"files": {k: str(v) for k, v in files.items()}})
-            say(f"> {prompt}\n{result.text}")
+            told(f"> {prompt}", result.text)
             if not args.json:
                 print_answer(answer)
-                print(f"  picture   {files['overlay']}\n")
+                say(f"  picture   {files['overlay']}", "")
     seconds = time.perf_counter() - started
-    say(f"done in {seconds:.0f} s; everything is in {out}")
+    told(f"done in {seconds:.0f} s; everything is in {out}")
     if args.json:
         print_json(
             {

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomag_edge.cli.console import counted, print_json, steps
+from geomag_edge.cli.arguments import milliseconds, number, positive, text
+from geomag_edge.cli.console import counted, print_json, say, show, steps
 from geomag_edge.errors import InputError, OutputError
 from geomag_edge.manifest import Bundle
+from geomag_edge.printing import printable
 
 if TYPE_CHECKING:
     from geomag_edge.runtime.deadline import Deadline
@@ -30,14 +31,6 @@ def add_nodata_argument(parser: argparse.ArgumentParser) -> None:
         help="the value, as stored, of pixels without data, where the image does not say it "
         "(--nodata=-9999)",
     )  # fmt: skip
-
-
-def number(text: str) -> float:
-    """An int where the text is one, with all of its digits; else a float."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `run`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
-    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument("prompt", type=text, metavar="PROMPT")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR",
         help="write answer.json, masks.tif, masks.geojson and overlay.png here",
@@ -89,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
     parser.add_argument(
-        "--answer-prefix", default="", metavar="TEXT",
+        "--answer-prefix", type=text, default="", metavar="TEXT",
         help="start the answer with this; '[SEG]' asks for a mask whatever the model would say",
     )  # fmt: skip
     parser.add_argument("--bands", metavar="R,G,B", help="1-based band numbers, or one")
@@ -121,22 +114,6 @@ def open_pipeline(args: argparse.Namespace, bundle: Bundle | None = None) -> Pip
     return Pipeline.load(bundle, engine)
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def milliseconds(text: str) -> float:
-    """A time of more than 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0 ms")
-    return value
-
-
 def execute(args: argparse.Namespace) -> None:
     """Asks, writes the outputs, prints the answer."""
     if args.output and args.output.exists() and not args.output.is_dir():
@@ -156,12 +133,12 @@ def execute(args: argparse.Namespace) -> None:
             with sweeping(session, args.sweep) as on_view:
                 result = session.ask(
                     args.prompt, args.budget, args.max_new_tokens, args.answer_prefix,
-                    _show if stream else None, deadline, args.sweep, on_view,
+                    show if stream else None, deadline, args.sweep, on_view,
                 )  # fmt: skip
             result.timings_ms = {"open": opened_ms} | result.timings_ms
             result.timings_ms["total"] += opened_ms  # as the deadline's clock counts
             if not args.json:
-                print("" if stream else result.text)
+                show("\n" if stream else f"{result.text}\n")
             answer = describe(result, args.image)
             written = write(session, result, answer, args.output) if args.output else {}
     if args.json:
@@ -169,7 +146,7 @@ def execute(args: argparse.Namespace) -> None:
     else:
         print_answer(answer)
         for name in written.values():
-            print(f"  wrote     {name}")
+            say(f"  wrote     {name}")
 
 
 def _deadline(pipe: Pipeline, args: argparse.Namespace) -> Deadline | None:
@@ -197,27 +174,21 @@ def sweeping(session: SceneSession, side_px: int | None) -> Iterator[Callable[[s
         yield on_view
 
 
-def _show(piece: str) -> None:
-    print(piece, end="", flush=True, file=sys.stdout)
-
-
-def _numbers(text: str | None, kind: type, name: str, counts: tuple[int, ...]) -> Any:
-    if text is None:
+def _numbers(given: str | None, kind: type, name: str, counts: tuple[int, ...]) -> Any:
+    if given is None:
         return None
     try:
-        values = tuple(kind(x) for x in text.split(","))
+        values = tuple(kind(x) for x in given.split(","))
     except ValueError as e:
-        raise InputError(f"{name} {text!r} is not a list of numbers such as 1,2,3") from e
+        raise InputError(f"{name} {given!r} is not a list of numbers such as 1,2,3") from e
     if len(values) not in counts:
         wanted = " or ".join(str(c) for c in counts)
-        raise InputError(f"{name} {text!r} has {len(values)} numbers: give {wanted}")
+        raise InputError(f"{name} {given!r} has {len(values)} numbers: give {wanted}")
     return values
 
 
 def describe(result: Result, image: Path | str) -> dict[str, Any]:
     """A result as plain data, as in answer.json."""
-    from geomag_edge.runtime.files import printable
-
     return {
         "image": printable(str(image)),
         "prompt": result.prompt,
@@ -258,26 +229,26 @@ def print_answer(answer: dict[str, Any]) -> None:
     """The facts of an answer, below its text."""
     odds = answer["granularity_probabilities"][answer["granularity"]]
     budget = answer["budget"]
-    print(f"  task      {answer['granularity']} ({odds:.0%})")
-    print(
+    say(f"  task      {answer['granularity']} ({odds:.0%})")
+    say(
         f"  budget    {budget['visual_tokens']} visual tokens: {budget['global_grid']} x "
         f"{budget['global_grid']} of the whole, {len(answer['crops'])} crops of "
         f"{budget['crop_grid']} x {budget['crop_grid']}"
     )
     for box in answer["boxes"]:
-        print("  box       " + ", ".join(f"{v:.1f}" for v in box))
+        say("  box       " + ", ".join(f"{v:.1f}" for v in box))
     for mask in answer["masks"]:
-        print(f"  mask {mask['id']}    {mask['area_px']} px, score {mask['score']:.2f}")
+        say(f"  mask {mask['id']}    {mask['area_px']} px, score {mask['score']:.2f}")
     times = ", ".join(f"{k} {v:.0f}" for k, v in answer["timings_ms"].items())
     providers = ", ".join(sorted(set(answer["providers"].values())))
-    print(f"  ms        {times}")
-    print(f"  engine    {answer['engine']} {answer['precision']} ({providers})")
+    say(f"  ms        {times}")
+    say(f"  engine    {answer['engine']} {answer['precision']} ({providers})")
     if swept := answer.get("sweep"):
-        print(f"  sweep     {swept['views']} of {swept['of']} views of {swept['view_px']} px")
+        say(f"  sweep     {swept['views']} of {swept['of']} views of {swept['view_px']} px")
     if deadline := answer.get("deadline"):
-        print(f"  deadline  {deadline_text(deadline)}")
+        say(f"  deadline  {deadline_text(deadline)}")
     for note in answer["notes"]:
-        print(f"  note      {note}")
+        say(f"  note      {note}")
 
 
 def deadline_text(report: dict[str, Any]) -> str:

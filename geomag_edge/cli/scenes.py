@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from geomag_edge.cli.console import counted, print_json
-from geomag_edge.cli.run import positive
+from geomag_edge.cli.arguments import positive, seed
+from geomag_edge.cli.console import counted, print_json, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="side of every scene, 64 to 32768; default: 512, 1024 and 2048 in turns",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S",
+        "--seed", type=seed, default=0, metavar="S",
         help="of the set, default 0: the scenes are those of `eval --data scenes:S:N[:PX]`",
     )  # fmt: skip
     parser.add_argument(
@@ -44,8 +44,8 @@ def execute(args: argparse.Namespace) -> None:
             }
         )  # fmt: skip
     else:
-        print(
+        say(
             f"{len(dataset)} scenes with {questions} questions ({dataset.name}) written to "
-            f"{args.output}\nmeasure a bundle on them with: geomag-edge eval BUNDLE --data "
-            f"{args.output}"
+            f"{args.output}",
+            f"measure a bundle on them with: geomag-edge eval BUNDLE --data {args.output}",
         )

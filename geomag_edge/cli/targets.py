@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from geomag_edge.cli.console import print_json, table
+from geomag_edge.cli.console import print_json, say, table
 from geomag_edge.targets import Target, load_catalog
 
 
@@ -50,18 +50,18 @@ def execute(args: argparse.Namespace) -> None:
          " ".join(t.sm) or "-")
         for t in catalog.targets.values()
     ]  # fmt: skip
-    print(table(("target", "TensorRT", "opset", "attention", "dtypes", "plugins", "profiles",
+    say(*table(("target", "TensorRT", "opset", "attention", "dtypes", "plugins", "profiles",
                  "sm"), rows))  # fmt: skip
-    print()
+    say("")
     devices = [
         (d.name, d.sm, d.fp16_tflops, d.int8_tops or "-", d.gb_s, d.gb,
          "/".join(f"{w:g}" for w in d.watts), " ".join(d.targets))
         for d in catalog.devices.values()
     ]  # fmt: skip
-    print(table(("device", "sm", "FP16 TFLOP/s", "INT8 TOPS", "GB/s", "GB", "W", "targets"),
+    say(*table(("device", "sm", "FP16 TFLOP/s", "INT8 TOPS", "GB/s", "GB", "W", "targets"),
                 devices))  # fmt: skip
-    print()
-    print(f"this machine: {here['saw']}; --target auto exports for {here['export']} and builds for "
+    say("")
+    say(f"this machine: {here['saw']}; --target auto exports for {here['export']} and builds for "
           f"{here['build']}")  # fmt: skip
 
 

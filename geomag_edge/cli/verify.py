@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from geomag_edge.cli.console import parity_table, print_json, steps
+from geomag_edge.cli.console import parity_table, print_json, say, steps
 from geomag_edge.cli.run import add_engine_arguments, open_pipeline
 from geomag_edge.errors import ParityError
 from geomag_edge.graphs import TOLERANCES
@@ -29,6 +29,6 @@ def execute(args: argparse.Namespace) -> None:
     if args.json:
         print_json(report.to_json())
     else:
-        print(parity_table(report.to_json()))
+        say(*parity_table(report.to_json()))
     if not report.ok:
         raise ParityError(f"{args.bundle} drifted on {args.engine}: {report.first_drift}")

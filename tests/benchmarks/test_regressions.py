@@ -51,7 +51,7 @@ def test_a_slowdown_that_noise_may_have_made_is_shown_as_such():
         report["cases"][0]["stages_ms"]["encode"] = percentiles(rounds) | {"rounds": rounds}
     found = changes(before, after)
     assert {c.stage: c.verdict for c in found if c.verdict != "same"} == {"encode": "slower?"}
-    text = comparison_text(found, [])
+    text = "\n".join(comparison_text(found, []))
     assert "encode" in text
     assert "1 too noisy to tell" in text
 

@@ -300,7 +300,9 @@ def test_a_full_disk_leaves_nothing_behind(command, checkpoint_of, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name
+)
 def test_an_export_that_is_stopped_leaves_nothing_behind(checkpoint_of, tmp_path, kind):
     argv = [sys.executable, "-m", "geomag_edge", "export"]
     process = subprocess.Popen(
@@ -315,7 +317,7 @@ def test_an_export_that_is_stopped_leaves_nothing_behind(checkpoint_of, tmp_path
     time.sleep(0.5)
     process.send_signal(kind)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 128 + kind
     assert "interrupted" in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []

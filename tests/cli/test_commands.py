@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from geomag_edge.cli.main import COMMANDS, build_parser
+from geomag_edge.cli.parser import COMMANDS, build_parser
 
 
 def test_every_command_has_complete_help_and_a_json_form():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rasterio.enums import Resampling
 
-from geomag_edge.cli.run import number
+from geomag_edge.cli.arguments import number
 from geomag_edge.errors import ImageError
 from geomag_edge.runtime import scene as scene_module
 from geomag_edge.runtime.scene import NO_DATA_GREY, Scene
