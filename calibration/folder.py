@@ -146,7 +146,7 @@ class FolderSet:
             raise DatasetError(
                 f"{self.root / QUESTIONS} line {line.number}: there is no {name} in {self.root}"
             )
-        with open_raster(str(path)) as image:
+        with open_raster(str(path.absolute())) as image:
             return image.height, image.width
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from geomag_edge.errors import DatasetError
-from geomag_edge.runtime.files import open_raster, reading
+from geomag_edge.runtime.files import open_raster
+from geomag_edge.runtime.reading import reading
 from geomag_edge.scenes.scene import Extents
 
 from .datasets import Rect

@@ -318,7 +318,7 @@ class Lines:
 
     def _size(self, name: str) -> tuple[int, int]:
         """Height and width of an image, which is opened to see that it can be."""
-        with open_raster(str(self._root / name)) as image:
+        with open_raster(str((self._root / name).absolute())) as image:
             return image.height, image.width
 
     def questions(self, progress: Callable[[str], None]) -> list[Question]:

@@ -17,17 +17,18 @@ from xml.sax.saxutils import escape
 import numpy as np
 import rasterio
 from numpy.typing import ArrayLike, NDArray
+from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from geomag_edge.errors import InputError, OutputError
 
-from .files import CACHE_BYTES
 from .geojson import feature_collection
 from .masks import BLOCK_PX, Mask
 from .overlay import draw_overlay, mask_colour
 from .raster import Georef
+from .reading import CACHE_BYTES
 from .scene import Scene
 
 SIDECAR = "masks.tif.aux.xml"
@@ -153,7 +154,7 @@ def mask_raster(masks: Sequence[Mask], scene: Scene, stage: Path | None = None) 
                     ds.write(block, 1, window=Window(c0, r0, c1 - c0, r1 - r0))
         tiff = bytes(memory.getbuffer())
         crs = scene.georef.crs
-        if stage is not None and _crs_in(tiff) != crs:
+        if stage is not None and crs is not None and _crs_in(tiff) != crs:
             xml = f"<PAMDataset><SRS>{escape(crs.to_wkt())}</SRS></PAMDataset>\n"
             _write(stage / SIDECAR, xml.encode)
         return tiff
@@ -171,7 +172,7 @@ def _place(georef: Georef) -> dict[str, Any]:
     if georef.transform is not None:
         place["transform"] = georef.transform
     elif georef.gcps:
-        place["gcps"] = list(georef.gcps)
+        place |= {"gcps": list(georef.gcps), "crs": georef.crs or CRS()}
     if georef.rpcs is not None:
         place["rpcs"] = georef.rpcs
     return place

@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from geomag_edge.errors import ImageError
 
 from .bands import BandInfo, chosen_bands
-from .files import LINKED, open_raster, reading, told
+from .files import open_raster
 from .fill import Sample, all_hold, checked_nodata, frame, impossible_note, samples_of
 from .pixels import (
     CHUNK_PX,
@@ -36,6 +36,7 @@ from .pixels import (
     stretched,
 )
 from .proj import database_note
+from .reading import LINKED, reading, told
 
 Rect = tuple[int, int, int, int]
 

@@ -80,8 +80,9 @@ class Scene:
         """Opens an image.
 
         Args:
-            source: what GDAL reads (PNG, JPEG, GeoTIFF ...) by its path, URL, `/vsi` path or the
-                name of a part (`netcdf:a.nc:blue`); a Pillow image; or an array [H,W] or [H,W,C].
+            source: what is listed in `formats` (PNG, JPEG, GeoTIFF ...) by its path; a string may
+                also be a URL, a `/vsi` path or the name of a part (`netcdf:a.nc:blue`); a Pillow
+                image; or an array [H,W] or [H,W,C].
             bands: the bands (counted from 1) that serve as red, green and blue, or one band;
                 default: those that the file says are, else the first three.
             value_range: the values that become 0 and 255, or such a pair for each of red, green
@@ -102,7 +103,10 @@ class Scene:
                 f"an image cannot be read from {type(source).__name__}: give a path, a Pillow "
                 "image or a numpy array"
             )
-        return _from_file(os.fsdecode(source), bands, value_range, nodata)
+        name = os.fsdecode(source)
+        if not isinstance(source, str) and not os.path.exists(name):
+            name = os.path.abspath(name)  # a path is a file's, never a name that GDAL knows
+        return _from_file(name, bands, value_range, nodata)
 
     @classmethod
     def _in_memory(cls, picture: Picture) -> Scene:
