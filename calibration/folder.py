@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from geomag_edge.budgets import LEVELS
 from geomag_edge.errors import DatasetError
 from geomag_edge.runtime.files import open_raster
+from geomag_edge.stored import json_lines
 
 from .datasets import Box, Item, Picture
 from .labels import LabelImage
@@ -156,22 +156,11 @@ def read_lines(path: Path) -> list[Line]:
     Raises:
         DatasetError: names the line that is wrong.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as e:
-        raise DatasetError(f"cannot read {path}: {e.strerror}") from e
     lines: list[Line] = []
     seen: dict[str, int] = {}
-    for number, raw in enumerate(content.split(b"\n"), 1):
+    for number, data in json_lines(path, DatasetError):
         try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            if not text:
-                continue
-            line = _parse(number, json.loads(text))
-        except UnicodeDecodeError as e:
-            raise DatasetError(f"{path} line {number} is not UTF-8: save the file as UTF-8") from e
-        except (json.JSONDecodeError, RecursionError) as e:
-            raise DatasetError(f"{path} line {number} is not JSON: {e}") from e
+            line = _parse(number, data)
         except DatasetError as e:
             raise DatasetError(f"{path} line {number}: {e}") from e
         if line.id in seen:

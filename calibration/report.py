@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from geomag_edge.bounds import JSON_BYTES
 from geomag_edge.errors import DatasetError, OutputError
 from geomag_edge.staging import write_whole
+from geomag_edge.stored import parse_json, read_bytes
 
 from . import bootstrap
 from .records import ALL, Record, Sums
@@ -148,14 +150,11 @@ def read_report(path: Path) -> Report:
     Raises:
         DatasetError: missing, not JSON, or not a report.
     """
+    content = read_bytes(path, JSON_BYTES, DatasetError)
     try:
-        return Report.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as e:
-        raise DatasetError(f"cannot read the report {path}: {e.strerror}") from e
+        return Report.from_json(parse_json(content, "it", DatasetError))
     except DatasetError as e:
         raise DatasetError(f"cannot use {path}: {e}") from e
-    except (ValueError, RecursionError) as e:
-        raise DatasetError(f"cannot use {path}: it is not JSON ({e})") from e
 
 
 def check_place(path: Path) -> None:

@@ -31,6 +31,7 @@ from geomag_edge.manifest import sha256_of
 from geomag_edge.prompts import prompt_with_box
 from geomag_edge.runtime.files import open_raster
 from geomag_edge.scenes import RenderedScene, render_scene
+from geomag_edge.stored import json_lines
 
 from .folder import QUESTIONS
 from .rendered import IN_MEMORY_PX, PREFIX, QUESTIONS_PER_LEVEL, SEEDS_PER_SET, SIZES_PX, items_of
@@ -272,20 +273,10 @@ class Lines:
                 f"no calibration set at {name}: give a folder with {QUESTIONS}, a .jsonl file, or "
                 "scenes:SEED:COUNT"
             )
-        try:
-            lines = path.read_bytes().split(b"\n")
-        except OSError as e:
-            raise DatasetError(f"cannot read {path}: {e.strerror}") from e
         made = cls(name, path.parent, [])
-        for number, raw in enumerate(lines, 1):
+        for number, data in json_lines(path, DatasetError):
             try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if text:
-                    made._questions.append(made._question(json.loads(text)))
-            except UnicodeDecodeError as e:
-                raise DatasetError(f"{path} line {number} is not UTF-8: save it as UTF-8") from e
-            except (json.JSONDecodeError, RecursionError) as e:
-                raise DatasetError(f"{path} line {number} is not JSON: {e}") from e
+                made._questions.append(made._question(data))
             except DatasetError as e:
                 raise DatasetError(f"{path} line {number}: {e}") from e
         return made

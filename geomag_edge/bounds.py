@@ -29,6 +29,11 @@ WINDOWS = 2_000_000
 
 MANIFEST_BYTES = 16_000_000
 JSON_BYTES = 64_000_000
+JSON_VALUES = 3_000_000
+"""Values of one JSON text: short ones take thirty times their bytes in memory."""
+LINE_BYTES = 1_000_000
+LINES_BYTES = 256_000_000
+"""Of one line, and of all, of a set's questions."""
 TOKENIZER_BYTES = 128_000_000
 DEEPEST_JSON = 64
 FILES = 10_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from geomag_edge.model.weights import (
     check_loaded,
     check_weights,
     heard,
+    read_json,
     untie_own_head,
 )
 
@@ -135,10 +135,12 @@ def check_folder(path: Path) -> None:
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint folder at {path}")
     try:
-        config = json.loads((path / "config.json").read_text())
-        model_type = config.get("model_type")
-    except (OSError, ValueError, AttributeError) as e:
-        raise CheckpointError(f"checkpoint {path} has no readable config.json") from e
+        config = read_json(path / "config.json")
+        if config is None:
+            raise CheckpointError("there is none")
+    except CheckpointError as e:
+        raise CheckpointError(f"checkpoint {path} has no readable config.json: {e}") from e
+    model_type = config.get("model_type")
     if model_type != GeoMagConfig.model_type:
         raise CheckpointError(
             f"{path} holds a {model_type!r} model, not a GeoMag checkpoint: "

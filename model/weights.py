@@ -6,7 +6,6 @@ on whether `peft` is installed, and fills gaps with random numbers. Here each is
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import warnings
@@ -18,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from geomag_edge import stored
 from geomag_edge.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -111,12 +111,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: not JSON, or no object.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path} is not readable JSON: copy it again") from e
+    data = stored.read_json(path, error=CheckpointError, bits=128)  # endless lengths
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds no JSON object: copy it again")
     return data

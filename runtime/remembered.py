@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from geomag_edge import __version__
+from geomag_edge.errors import BundleError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.machine import machine
+from geomag_edge.stored import read_json
 
 FORMAT_VERSION = 1
 
@@ -105,8 +107,8 @@ def place(graph: str, precision: str, measured_under: dict[str, Any]) -> Path:
 def recall(path: Path) -> dict[str, Any] | None:
     """What a file remembers; None where there is none, or one that is no such record."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(path)
+    except BundleError:
         return None
     return record if isinstance(record, dict) and record.get("format") == FORMAT_VERSION else None
 

@@ -7,7 +7,6 @@ same form adds to them or replaces one of the same name (`load_catalog`).
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from geomag_edge.errors import InputError
+from geomag_edge.stored import read_json
 
 DATA = Path(__file__).with_name("targets.json")
 
@@ -159,12 +159,9 @@ def find_target(name: str) -> Target:
 
 
 def _read(path: Path, base: Catalog) -> Catalog:
+    data = read_json(path, error=InputError)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise InputError(f"cannot read targets from {path}: {e}") from e
-    try:
-        shared = json.loads(DATA.read_text(encoding="utf-8"))["operators"]
+        shared = read_json(DATA)["operators"]
         lists = {**shared, **data.get("operators", {})}
         targets, devices = dict(base.targets), dict(base.devices)
         for record in data.get("targets", []):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from geomag_edge.errors import InputError
 from geomag_edge.model.train.data import BudgetRange
 from geomag_edge.model.train.pool import PoolPlan
 from geomag_edge.model.train.step import CropMix, LossWeights
+from geomag_edge.stored import read_json
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,11 @@ class TrainConfig:
         Raises:
             InputError: not JSON, or a field that does not exist.
         """
+        data = read_json(path, error=InputError)
         try:
-            return cls.from_json(json.loads(path.read_text()))
-        except OSError as e:
-            raise InputError(f"cannot read the training configuration {path}: {e}") from e
-        except (ValueError, TypeError) as e:
-            raise InputError(f"training configuration {path}: {e}") from e
+            return cls.from_json(data)
+        except (ValueError, TypeError, LookupError, AttributeError) as e:
+            raise InputError(f"training configuration {path}: {str(e)[:150]}") from e
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> TrainConfig:

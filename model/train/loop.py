@@ -40,6 +40,7 @@ from geomag_edge.model.train.state import (
 )
 from geomag_edge.model.train.step import Trainee
 from geomag_edge.prompts import PromptCoder
+from geomag_edge.stored import read_json
 
 HEADS = "train_heads.safetensors"
 """The training heads beside a checkpoint's weights: the model itself never reads them."""
@@ -137,7 +138,7 @@ class Trainer:
         set_seed(config.seed)
         run = cls(config, folder, pool, model, (text, psc), place)
         file = checkpoint / "train_state.json"
-        record = json.loads(file.read_text()) if file.is_file() else {}
+        record = read_json(file, error=CheckpointError) if file.exists() else {}
         run.step, run.seconds = int(record.get("step", 0)), float(record.get("seconds", 0))
         run.visits = int(record.get("visits", 0))
         if (checkpoint / HEADS).is_file():

@@ -7,7 +7,6 @@ model card that says all of it.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from geomag_edge.errors import CheckpointError, GeoMagError, InputError
 from geomag_edge.model.train.cost import TILES
+from geomag_edge.stored import read_json
 
 LIMIT_BYTES = int(15.5 * 2**20)
 
@@ -47,7 +47,7 @@ def ship(
     for file in checkpoint.iterdir():
         shutil.copyfile(file, out / file.name)
     shutil.copyfile(run / "curve.png", out / "curve.png")
-    record = json.loads((checkpoint / "train_state.json").read_text())
+    record = read_json(checkpoint / "train_state.json", error=CheckpointError)
     (out / "README.md").write_text(card(record, metrics, cost, hardware, notes, size))
 
 
@@ -161,8 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--notes", type=Path, required=True, help="Markdown: limits, for the card")
     args = parser.parse_args(arguments)
     try:
+        metrics, cost = (read_json(p, error=InputError) for p in (args.metrics, args.cost))
         try:
-            metrics, cost = (json.loads(p.read_text()) for p in (args.metrics, args.cost))
             notes = args.notes.read_text()
         except (OSError, ValueError) as e:
             raise InputError(f"cannot read what the card needs: {e}") from e

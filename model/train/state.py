@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from geomag_edge.errors import CheckpointError
+from geomag_edge.stored import read_json
 
 Tensors = dict[str, Tensor]
 
@@ -69,8 +70,8 @@ def read_state(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
     Raises:
         CheckpointError: no such folder or a damaged file.
     """
+    record = read_json(folder / "train_state.json", error=CheckpointError)
     try:
-        record = json.loads((folder / "train_state.json").read_text())
         groups = {k: load_file(folder / v) for k, v in record.get("files", {}).items()}
     except Exception as e:
         raise CheckpointError(f"{folder} holds no training state that can be read: {e}") from e

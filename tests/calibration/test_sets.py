@@ -171,7 +171,7 @@ def test_a_tiny_count_is_refused(make_lines):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{\n", "line 13 is not JSON"),
+        ("{\n", "line 13 is not readable JSON"),
         ("[1]\n", "line 13: a question is a JSON object, got list"),
         ({"prompt": "x"}, "line 13: image is None"),
         ({"image": "a.png"}, "line 13: prompt is None"),
