@@ -1,13 +1,13 @@
 """`psc_crop`: check the arguments, then run the compiled kernel or its numpy twin."""
 
 import functools
-import os
 import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from geomag_edge.cores import usable_threads
 from geomag_edge.errors import GeoMagWarning, InputError
 
 from .checks import (
@@ -44,8 +44,8 @@ def psc_crop(
         mean_std: float32 [2, 3], the channels' means and standard deviations in 0..1 units.
         size: side S of a view, in pixels.
         dtype: "float32" or "float16".
-        threads: threads to use; None for all the CPUs this process may use. The result does not
-            depend on it.
+        threads: threads to use; None for all the CPUs this process may use, cut to its quota. The
+            result does not depend on it.
 
     Returns:
         [K, 3, S, S] of `dtype`, in units of the standard deviation.
@@ -76,9 +76,7 @@ def psc_crop(
 
 def _checked_threads(threads: Any) -> int:
     if threads is None:
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return usable_threads()
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1:
         raise InputError(f"threads is {threads!r}; expected a whole number >= 1, or None for all")
     return int(threads)

@@ -77,7 +77,7 @@ class AutoEngine:
         Args:
             bundle: the bundle.
             precision: as of `open_engine`.
-            threads: CPU threads of a graph; None leaves it to the engines.
+            threads: as of `open_engine`.
             anew: measure even what is remembered.
             progress: called with a few words as each graph's turn comes.
             candidates: names of the engines to choose from.

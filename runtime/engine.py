@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from geomag_edge.cores import threads_of
 from geomag_edge.errors import EngineError
 from geomag_edge.manifest import Bundle
 
@@ -76,12 +77,15 @@ def open_engine(
         precision: which set of graphs; `bf16` runs the fp32 graphs in bfloat16, `int8+bf16` the
             rest of the int8 graphs (`openvino`, or `auto`); `auto`, with engine `auto`, the
             fastest of all for each graph.
-        threads: CPU threads of a graph; None leaves it to the engine.
+        threads: CPU threads of a graph; None leaves it to the engine where all of the machine is
+            this process's, else as many as its cores and its quota are good for.
         checkpoint: for `torch`, the folder that the bundle was exported from, if it has moved.
 
     Raises:
         EngineError: unknown, or not able to run here.
+        InputError: no number of threads.
     """
+    threads_of(threads)
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: this version has {', '.join(ENGINES)}")
     if precision == ANY and name != "auto":

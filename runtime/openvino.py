@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from geomag_edge.cores import threads_of
 from geomag_edge.errors import EngineError, MissingExtraError
 from geomag_edge.graphs import ENCODER
 from geomag_edge.manifest import Bundle
@@ -39,7 +40,7 @@ class OpenVinoEngine:
         bundle: the bundle.
         precision: a set of its graphs; `bf16`, which runs the fp32 graphs in bfloat16; or
             `int8+bf16`, the int8 graphs with what is not quantised in bfloat16.
-        threads: CPU threads of a graph; None leaves it to OpenVINO.
+        threads: CPU threads of a graph; None is what this process may use (`geomag_edge.cores`).
 
     Raises:
         MissingExtraError: no OpenVINO.
@@ -93,9 +94,10 @@ class OpenVinoSession:
         core: an `openvino.Core`.
         path: the graph.
         arithmetic: "f32" or "bf16", of whatever is not quantised.
-        threads: CPU threads, or None.
+        threads: CPU threads; None is what this process may use.
 
     Raises:
+        InputError: no number of threads.
         EngineError: a graph that OpenVINO cannot load.
     """
 
@@ -110,7 +112,7 @@ class OpenVinoSession:
         }
         if mentions(path, b"QuantizeLinear") and saturates():
             settings |= WITHOUT_INTEGERS
-        if threads:
+        if (threads := threads_of(threads)) is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
             self._compiled = core.compile_model(core.read_model(path), "CPU", settings)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from geomag_edge.cores import may_spin, threads_of
 from geomag_edge.errors import EngineError, GeoMagError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.exact import PROBE, is_exact, mentions
@@ -51,7 +52,7 @@ def inference_session(
 
     Args:
         model: a file, or a serialised model.
-        threads: CPU threads; None leaves it to ONNX Runtime.
+        threads: CPU threads; None is what this process may use (`geomag_edge.cores`).
         weights: folder of a serialised model's external weights.
         share_arena: take memory from the one arena that all of a chain's graphs share.
     """
@@ -64,8 +65,7 @@ def inference_session(
     if share_arena:
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-    if threads:
-        options.intra_op_num_threads = threads
+    set_threads(options, threads)
     # A bias in whole steps of activation times weight does not fit 32 bits where a channel's
     # weights are tiny: the layer would be up to half wrong, on any CPU.
     without = ["WeightBiasQuantization"]
@@ -79,6 +79,19 @@ def inference_session(
         providers=["CPUExecutionProvider"],
         disabled_optimizers=without,
     )
+
+
+def set_threads(options: ort.SessionOptions, threads: int | None) -> None:
+    """A session's threads: those asked for or those that are ours, idle without using time up.
+
+    Raises:
+        InputError: no number of threads.
+    """
+    threads = threads_of(threads)
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not may_spin(threads):
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
 
 class OrtEngine:

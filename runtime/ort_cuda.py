@@ -25,6 +25,7 @@ from geomag_edge.runtime.cuda.device import Device
 from geomag_edge.runtime.cuda.driver import CudaDriver, first_line
 from geomag_edge.runtime.cuda.feeds import on_device
 from geomag_edge.runtime.cuda.values import DeviceValues
+from geomag_edge.runtime.ort import set_threads
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -126,6 +127,7 @@ class OrtCudaSession:
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # warnings about shapes would drown the one-line errors
+        set_threads(options, None)  # of the small nodes that stay on the CPU
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             # The CPU provider is not named: ONNX Runtime adds it itself, and what it takes is seen

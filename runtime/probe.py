@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomag_edge.budgets import TokenBudget
+from geomag_edge.cores import threads_of
 from geomag_edge.errors import PromptError
 from geomag_edge.graphs import CHAIN, present_names
 from geomag_edge.runtime.chain import Chain, Stopwatch
@@ -30,7 +32,7 @@ from geomag_edge.runtime.machine import machine
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.runtime.remembered import (
     FORMAT_VERSION,
-    cache_folder,
+    cache_root,
     engines_of,
     recall,
     remember,
@@ -77,16 +79,17 @@ def model_of(
         except (KeyError, TypeError, ValueError):
             pass  # an unreadable record is measured anew
     model = measure(pipe, progress)
-    remember(path, {"model": model.to_json(), "under": conditions(pipe, threads)})
-    return model
+    lost = remember(path, {"model": model.to_json(), "under": conditions(pipe, threads)})
+    return replace(model, source=f"{model.source}; {lost}") if lost else model
 
 
-def place(pipe: Pipeline, threads: int | None) -> Path:
+def place(pipe: Pipeline, threads: int | None) -> Path | None:
     """The file that remembers a pipeline's model; its name holds a digest of `conditions`."""
     text = json.dumps(conditions(pipe, threads), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     name = f"{pipe.chain.engine.name}-{pipe.chain.engine.precision}-{digest}.json"
-    return cache_folder().parent / "latency" / name
+    root = cache_root()
+    return root and root / "latency" / name
 
 
 def conditions(pipe: Pipeline, threads: int | None) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def conditions(pipe: Pipeline, threads: int | None) -> dict[str, Any]:
         "engines": engines_of(bundle),
         "precision": engine.precision,
         "providers": {name: pipe.chain.sessions[name].provider for name in CHAIN},
-        "threads": threads,
+        "threads": threads_of(threads),
         "versions": versions(),
         "machine": machine(),
     }

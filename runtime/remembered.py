@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from geomag_edge import __version__
+from geomag_edge.cores import threads_of
 from geomag_edge.errors import BundleError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.machine import machine
@@ -32,17 +33,26 @@ PACKAGES = (
 """Whose versions decide how fast a graph runs."""
 
 
-def cache_folder() -> Path:
-    """The user's cache folder of this program, by the platform's own convention."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        base = Path(given)
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path.home() / ".cache"
-    return base / "geomag-edge" / "engines"
+def cache_root() -> Path | None:
+    """The user's cache folder of this program, by the platform's own convention; None where the
+    user has none, as in a container whose user has no name and no home."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(given):  # the convention says that others are not to be heeded
+        return Path(given) / "geomag-edge"
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "geomag-edge"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    parts = {"win32": "AppData/Local", "darwin": "Library/Caches"}
+    return home / parts.get(sys.platform, ".cache") / "geomag-edge"
+
+
+def cache_folder() -> Path | None:
+    """Where `auto` remembers its measurements."""
+    root = cache_root()
+    return root and root / "engines"
 
 
 def versions() -> dict[str, str]:
@@ -85,7 +95,7 @@ def conditions(
         "reference_sha256": hashes.get("reference/arrays.npz"),
         "engines": engines_of(bundle),
         "candidates": list(candidates),
-        "threads": threads,
+        "threads": threads_of(threads),
         "versions": versions(),
         "machine": machine(),
     }
@@ -97,24 +107,27 @@ def engines_of(bundle: Bundle) -> dict[str, str]:
     return {n: files[n] for n in files if n.startswith("engines/") and n.endswith("/build.json")}
 
 
-def place(graph: str, precision: str, measured_under: dict[str, Any]) -> Path:
+def place(graph: str, precision: str, measured_under: dict[str, Any]) -> Path | None:
     """The file that remembers one graph's choice under these conditions."""
     text = json.dumps(measured_under, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return cache_folder() / f"{graph}-{precision}-{digest}.json"
+    folder = cache_folder()
+    return folder and folder / f"{graph}-{precision}-{digest}.json"
 
 
-def recall(path: Path) -> dict[str, Any] | None:
+def recall(path: Path | None) -> dict[str, Any] | None:
     """What a file remembers; None where there is none, or one that is no such record."""
     try:
-        record = read_json(path)
+        record = path and read_json(path)
     except BundleError:
         return None
     return record if isinstance(record, dict) and record.get("format") == FORMAT_VERSION else None
 
 
-def remember(path: Path, record: dict[str, Any]) -> str | None:
+def remember(path: Path | None, record: dict[str, Any]) -> str | None:
     """Writes a record, whole or not at all; why it could not, in plain words, or None."""
+    if path is None:
+        return "the measurement is not remembered: this user has no home; set XDG_CACHE_HOME"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -126,11 +139,16 @@ def remember(path: Path, record: dict[str, Any]) -> str | None:
             os.unlink(name)
             raise
     except OSError as e:
-        return f"auto's measurement is not remembered: cannot write {path.parent}: {e.strerror}"
+        return f"the measurement is not remembered: cannot write {path.parent}: {e.strerror}"
     return None
 
 
 def everything() -> list[dict[str, Any]]:
     """Every record in the cache folder, by graph and precision."""
-    found = [recall(path) for path in sorted(cache_folder().glob("*.json"))]
+    folder = cache_folder()
+    try:
+        paths = sorted(folder.glob("*.json")) if folder else []
+    except OSError:  # a home that may not be looked into
+        return []
+    found = [recall(path) for path in paths]
     return [record for record in found if record is not None]

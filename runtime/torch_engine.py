@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from geomag_edge.cores import threads_of
 from geomag_edge.errors import CheckpointError, EngineError, MissingExtraError
 from geomag_edge.graphs import (
     EMBED,
@@ -63,7 +64,7 @@ class TorchEngine:
             raise MissingExtraError(
                 'the torch engine needs PyTorch: pip install "geomag-edge[export]"'
             ) from e
-        if threads:
+        if (threads := threads_of(threads)) is not None:
             torch.set_num_threads(threads)
         return cls(load_checkpoint(_find_checkpoint(bundle, checkpoint)))
 

@@ -39,7 +39,8 @@ def execute(args: argparse.Namespace) -> None:
     rows = [(e["engine"], "yes" if e["works"] else "no", e["detail"]) for e in facts["engines"]]
     say(*table(("engine", "works here", "detail"), rows))
     say("")
-    say(f"engine auto remembers {len(facts['auto'])} measurements in {facts['auto_folder']}")
+    folder = facts["auto_folder"] or "no folder: this user has no home, so set XDG_CACHE_HOME"
+    say(f"engine auto remembers {len(facts['auto'])} measurements in {folder}")
     if facts["auto"]:
         say(*table(("precision", "graph", "threads", "chosen", "ms", "measured"),
                     [_remembered_row(record) for record in facts["auto"]]))  # fmt: skip
@@ -49,6 +50,7 @@ def examine() -> dict[str, Any]:
     """Facts about this machine; every check is a real attempt, not a guess from a version."""
     from geomag_edge.runtime.remembered import cache_folder, everything
 
+    folder = cache_folder()
     return {
         "machine": platform.platform(),
         "cpus": os.cpu_count(),
@@ -60,7 +62,7 @@ def examine() -> dict[str, Any]:
         "proj": _proj(),
         "engines": [_ort(), _openvino(), _torch()],
         "auto": everything(),
-        "auto_folder": str(cache_folder()),
+        "auto_folder": None if folder is None else str(folder),
     }
 
 

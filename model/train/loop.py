@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from geomag_edge.budgets import TokenBudget
+from geomag_edge.cores import usable_threads
 from geomag_edge.errors import CheckpointError, InputError
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration, load_checkpoint
 from geomag_edge.model.presets import domain_tokenizer, preset_config, save_checkpoint
@@ -78,7 +78,7 @@ class Place:
             raise InputError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
         if device == "cpu" or not found:
             return cls()
-        return cls("cuda", min(8, os.cpu_count() or 1))
+        return cls("cuda", min(8, usable_threads()))
 
 
 CPU = Place()

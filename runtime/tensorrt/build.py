@@ -213,7 +213,10 @@ def _open_timing_cache(flavour: Flavour, config: Any, path: Path | None) -> Any:
     """Gives the builder the timings of earlier builds; TensorRT for RTX keeps none."""
     if path is None or flavour.name == "tensorrt_rtx" or not hasattr(config, "create_timing_cache"):
         return None
-    known = path.read_bytes() if path.is_file() else b""
+    try:
+        known = path.read_bytes()
+    except OSError:  # none yet, or one that may not be read: either way it is only a help
+        known = b""
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")  # of another version: start again

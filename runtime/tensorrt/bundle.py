@@ -18,6 +18,7 @@ from geomag_edge.amend import Amendment, amended
 from geomag_edge.errors import EngineError, InputError, OutputError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Bundle, Manifest, sha256_of
+from geomag_edge.runtime.remembered import cache_root
 from geomag_edge.runtime.tensorrt.build import BuildOptions, OnPhase, build_engine
 from geomag_edge.runtime.tensorrt.fixed import check_target, fixed_cache, fixed_ports
 from geomag_edge.runtime.tensorrt.flavour import Flavour, flavour_for
@@ -270,11 +271,11 @@ def _build(
     )
 
 
-def timing_cache_of(flavour: Flavour, machine: Machine) -> Path:
+def timing_cache_of(flavour: Flavour, machine: Machine) -> Path | None:
     """Where a builder's timings are kept between builds: a version and a GPU have their own."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = cache_root()
     name = re.sub(r"[^\w.]+", "-", f"{flavour.name}-{flavour.version}-{machine.gpu}")
-    return Path(root) / "geomag-edge" / "timing" / f"{name}.cache"
+    return root and root / "timing" / f"{name}.cache"
 
 
 def _graph_of(file: str) -> str:

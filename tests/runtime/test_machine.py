@@ -1,8 +1,8 @@
-"""Processor, instruction sets, quota and power mode, read from folders that look like Linux's."""
+"""Processor, instruction sets and power mode, read from folders that look like Linux's."""
 
 import pytest
 
-from geomag_edge.runtime.machine import instruction_sets, machine, quota
+from geomag_edge.runtime.machine import instruction_sets, machine
 
 
 def write(root, name, text):
@@ -26,41 +26,6 @@ def write(root, name, text):
 def test_instruction_sets_are_those_that_matter_in_one_order(tmp_path, line, found):
     write(tmp_path, "proc/cpuinfo", f"processor\t: 0\n{line}\n\nprocessor\t: 1\n{line}\n")
     assert instruction_sets(tmp_path) == found
-
-
-@pytest.mark.parametrize(
-    ("files", "share"),
-    [
-        ({}, None),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 0.5),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
-        (
-            {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "150000 100000\n",
-             "sys/fs/cgroup/a/b/cpu.max": "max 100000\n"}, 1.5,
-        ),
-        (
-            {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "150000 100000\n",
-             "sys/fs/cgroup/a/b/cpu.max": "25000 100000\n"}, 0.25,
-        ),
-        (  # in a container: the group's path is the host's, its own files are at the top
-            {"proc/self/cgroup": "0::/docker/x\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2.0,
-        ),
-        (
-            {"proc/self/cgroup": "4:cpu,cpuacct:/docker/x\n1:name=systemd:/y\n",
-             "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
-             "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, 0.5,
-        ),
-        (
-            {"proc/self/cgroup": "4:cpu,cpuacct:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-             "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, None,
-        ),
-        ({"proc/self/cgroup": "nonsense\n"}, None),
-    ],
-)  # fmt: skip
-def test_the_quota_is_the_tightest_of_the_groups_around_a_process(tmp_path, files, share):
-    for name, text in files.items():
-        write(tmp_path, name, text)
-    assert quota(tmp_path) == share
 
 
 def test_the_record_names_what_a_measurement_depends_on(tmp_path):
