@@ -25,8 +25,7 @@ def own_cache(tmp_path_factory):
         yield folder
 
 
-@pytest.fixture(scope="session")
-def tokenizers():
+def train_tokenizers():
     """(for the LLM, for PSC): byte-level, so that any text can be read; both end with `</s>`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -44,6 +43,12 @@ def tokenizers():
         single="$A </s>", special_tokens=[("</s>", psc.token_to_id("</s>"))]
     )
     return tokenizer, psc
+
+
+@pytest.fixture(scope="session")
+def tokenizers():
+    """(for the LLM, for PSC), see `train_tokenizers`."""
+    return train_tokenizers()
 
 
 @pytest.fixture(scope="session")
@@ -133,21 +138,23 @@ def make_config(vocab_size):
     return lambda family, **changes: tiny_config(family, vocab_size, **changes)
 
 
-@pytest.fixture(scope="session")
-def make_model(make_config):
-    """(family, seed, **changes) -> a tiny model with seeded weights, in eval mode."""
+def tiny_model(config, seed=0):
+    """A model of this config with seeded weights, in eval mode."""
     import torch
     from transformers import set_seed
 
     from geomag_edge.model.geomag import GeoMagForConditionalGeneration
 
-    def make(family, seed=0, **changes):
-        set_seed(seed)
-        with torch.no_grad():
-            model = GeoMagForConditionalGeneration(make_config(family, **changes))
-        return model.eval().requires_grad_(False)
+    set_seed(seed)
+    with torch.no_grad():
+        model = GeoMagForConditionalGeneration(config)
+    return model.eval().requires_grad_(False)
 
-    return make
+
+@pytest.fixture(scope="session")
+def make_model(make_config):
+    """(family, seed, **changes) -> a tiny model with seeded weights, in eval mode."""
+    return lambda family, seed=0, **changes: tiny_model(make_config(family, **changes), seed)
 
 
 @pytest.fixture(scope="session")
