@@ -182,8 +182,9 @@ def _tokenizer(rng: Generator, world: World, names: list[str], given: Path) -> t
     name = pick(rng, TOKENIZERS)
     data = json.loads((given / name).read_text())
     if rng.random() < 0.3:
+        power = int(rng.integers(1, 6))
         data["normalizer"] = {"type": "Sequence", "normalizers": [
-            {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 10 ** int(rng.integers(1, 6))}
+            {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 10 ** power}
         ] * int(rng.integers(1, 4))}  # fmt: skip
         spoilt, how = json.dumps(data).encode(), "a normalizer that makes much of little"
     elif rng.random() < 0.6:  # not its words, of which it mostly consists

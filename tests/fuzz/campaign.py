@@ -194,9 +194,9 @@ def as_markdown(report: dict[str, Any]) -> str:
     """A table for benchmarks/results."""
     from geomag_edge.benchmarks.machine import described, machine
 
+    command = f"python -m tests.fuzz.campaign --seed {report['seed']}"
     lines = [
-        "# What strangers send", "",
-        f"`python -m tests.fuzz.campaign --seed {report['seed']}`, {report['minutes']} minutes.", "",
+        "# What strangers send", "", f"`{command}`, {report['minutes']} minutes.", "",
         f"{described(machine())}. Rules: tests/fuzz/judge.py.", "",
         "| input | cases | answered | refused | rules broken | most processor s | most MB |",
         "|---|---|---|---|---|---|---|",

@@ -92,7 +92,8 @@ def _renamed(rng: Generator, world: World, names: list[str], given: Path) -> tup
     """One kind of file under the name of another, and names that are hard to print."""
     main, kind = _copy(rng, world, given)
     odd = (
-        b"scene.png", b"scene.tif", b"scene.jpg", b"scene.vrt", b"scene.zip", b"a b", b"\xe9t\xe9.tif",
+        b"scene.png", b"scene.tif", b"scene.jpg", b"scene.vrt", b"scene.zip", b"a b",
+        b"\xe9t\xe9.tif",
         b"\x1b[31m.tif", "\u202efit.tif".encode(), b"-o", b"a" * 255, b"new\nline.tif", b"scene",
         "\u8239.tif".encode(), b"%s.tif", b"http:.tif", b"a:b", b"{}.tif",
     )  # fmt: skip
@@ -164,7 +165,8 @@ def _pointer(rng: Generator, world: World, names: list[str], given: Path) -> tup
     """A file that asks for another one to be read."""
     name = pick(rng, names)
     text = pick(rng, (vrt(name), raw_vrt(name), warped(name), WMS.replace("HERE", name),
-                      WCS.replace("HERE", name), derived(name), GTI.replace("HERE", name)))  # fmt: skip
+                      WCS.replace("HERE", name), derived(name),
+                      GTI.replace("HERE", name)))  # fmt: skip
     path = given / pick(rng, ("scene.png", "scene.tif", "scene.vrt", "scene.xml", "scene"))
     path.write_text(text)
     return str(path), f"{path.name} that asks for {name}"
@@ -186,7 +188,8 @@ def _typed(rng: Generator, world: World, names: list[str], given: Path) -> tuple
     """No file at all, but what somebody may type."""
     name = pick(rng, (*[t for t in TEXTS if "\0" not in t], str(given), str(given / "none.tif"),
                       "/dev/null", "/dev/stdin", str(given / "pipe"), "<VRTDataset/>", "MEM:::",
-                      'PNG:x', "GTIFF_RAW:x", "/vsimem/", "/vsistdin/", "/vsizip/x.zip"))  # fmt: skip
+                      "PNG:x", "GTIFF_RAW:x", "/vsimem/", "/vsistdin/",
+                      "/vsizip/x.zip"))  # fmt: skip
     return (name if not name.startswith("-") else f"./{name}"), f"typed {name[:40]!a}"
 
 

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What a command did. `code` is negative for a signal; `grown_mb` is its peak over the start."""
+    """What a command did. `code` is negative for a signal; `grown_mb`: its peak over the start."""
 
     code: int
     stdout: bytes
@@ -198,10 +198,8 @@ def _group(child: int) -> Iterator[None]:
     try:
         yield
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def _cpu_s(pid: int) -> float:

@@ -54,9 +54,8 @@ def _words(case: Case, outcome: Outcome) -> list[str]:
             found.append("traceback")
         if "--debug and report" in text:
             found.append("an error that nobody translated")
-        if bad := {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c != "\n"}:
-            if not (bad == {"\t"} and name == "stdout"):
-                found.append(f"control characters on {name}: {sorted(map(hex, map(ord, bad)))}")
+        if bad := {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs")} - {"\n"}:
+            found.append(f"control characters on {name}: {sorted(map(hex, map(ord, bad)))}")
         longest = max(map(len, text.splitlines()), default=0)
         if longest > LINE_CHARS and not (name == "stdout" and "--json" in case.argv):
             found.append(f"a line of {longest} characters on {name}")

@@ -1,4 +1,4 @@
-"""Ways to spoil bytes, text and JSON. All take a numpy Generator, so that a case can be made again."""
+"""Ways to spoil bytes, text and JSON, by a numpy Generator, so that a case can be made again."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ TEXTS = (
     "e\u0301" * 50, "\ufeff", "\r\n", "\n" * 50, "CON", "a/b", "a\\b", "file:///etc/passwd",
     "/vsimem/x", "/vsizip//tmp/x.zip", "/dev/zero", "/dev/stdin", "/proc/self/mem", "auto", "all",
 )  # fmt: skip
+RAW = ("[" * 100_000, "9" * 5000, '"\\ud800"', "1e999", "{", "'x'", "\x00", '{"a":1,"a":2}')
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 7, 64, 10**6, 10**9, 2**31, 2**63, 2**64, -(2**63), 10**400, 0.5,
-    -0.0, 1e-320, 1e308, -1e308, float("nan"), float("inf"), [], {}, [[]], {"": ""}, [None], [0] * 9,
-    ["a", 1], {"a": [1]}, [0] * 10_000,
+    -0.0, 1e-320, 1e308, -1e308, float("nan"), float("inf"), [], {}, [[]], {"": ""}, [None],
+    [0] * 9, ["a", 1], {"a": [1]}, [0] * 10_000,
 )  # fmt: skip
 
 
@@ -101,9 +102,7 @@ def spoil_json(rng: Generator, data: Any, names: Sequence[str] = ()) -> tuple[by
         notes.append(_spoil_place(rng, holder, key, places, names))
     text = json.dumps(done)
     if rng.random() < 0.08:
-        raw = pick(
-            rng, ("[" * 100_000, "9" * 5000, '"\\ud800"', "1e999", "{", "'x'", "\x00", '{"a":1,"a":2}')
-        )  # fmt: skip
+        raw = pick(rng, RAW)
         spans = [m.span() for m in re.finditer(r'"[^"]*"|-?\d+(\.\d+)?', text)]
         if spans:
             start, end = pick(rng, spans)

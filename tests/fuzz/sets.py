@@ -19,7 +19,8 @@ def make(rng: Generator, world: World, outside: Outside, folder: Path) -> Case:
     given = folder / "in" / "set"
     shutil.copytree(world.questions, given)
     names = [str(outside.root / "secret.tif"), os.path.relpath(outside.root / "secret.tif", given),
-             "../pipe", "/dev/zero", f"{outside.url}/a.tif", f"/vsicurl/{outside.url}/a.tif"]  # fmt: skip
+             "../pipe", "/dev/zero", f"{outside.url}/a.tif",
+             f"/vsicurl/{outside.url}/a.tif"]  # fmt: skip
     os.mkfifo(given.parent / "pipe")
     kind = pick(rng, ("record", "record", "record", "lines", "image", "mask"))
     if kind == "record":
