@@ -7,7 +7,7 @@ from pathlib import Path
 
 from numpy.random import Generator
 
-from geomag_edge.cli.main import build_parser
+from geomag_edge.cli.parser import build_parser
 
 from .jail import Case, Outside
 from .mutate import NUMBERS, TEXTS, pick
