@@ -1,4 +1,4 @@
-"""Changing a part of a bundle: new files are staged inside it, and `bundle.json` goes last."""
+"""Changing a part of a bundle: new files are staged inside it, and `bundle.json` is the commit."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import copy
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from geomag_edge.bounds import check_inside
 from geomag_edge.errors import BundleError, OutputError
 from geomag_edge.manifest import MANIFEST, Bundle, sha256_of
-from geomag_edge.staging import swap
+from geomag_edge.owners import folder_in, lock, name_for
+from geomag_edge.pending import KIND, clear, digest_of, discard, finish, folder_name
+from geomag_edge.staging import settle, sweep, sync, write_whole
 
 
 class Amendment:
@@ -29,14 +31,14 @@ class Amendment:
     def __init__(self, bundle: Bundle, inside: str, stage: Path):
         self.inside, self.stage = inside, stage
         manifest = copy.deepcopy(bundle.manifest)
-        self.bundle = Bundle(bundle.root, manifest, {inside: stage})
+        self.bundle = Bundle(bundle.root, manifest, {**bundle.staged, inside: stage})
         self._forget()
 
     def empty(self) -> None:
         """Forgets what is staged, to start again."""
         shutil.rmtree(self.stage)
         self.stage.mkdir()
-        self.bundle = Bundle(self.bundle.root, self.bundle.manifest, {self.inside: self.stage})
+        self.bundle = Bundle(self.bundle.root, self.bundle.manifest, self.bundle.staged)
         self._forget()
 
     def _forget(self) -> None:
@@ -57,45 +59,62 @@ class Amendment:
 def amended(bundle: Bundle, inside: str) -> Iterator[Amendment]:
     """Replaces the folder `inside` of a bundle when the body ends without an error.
 
-    Whatever ends the body otherwise (an error, Ctrl-C), the bundle is as it was. Files are moved
-    before `bundle.json` is: a reader in between may find a checksum wrong and is told so, but never
-    reads one file for another.
+    Whatever ends the body otherwise (an error, Ctrl-C, a kill), the bundle is as it was: the change
+    is committed by the one rename of `bundle.json` (`geomag_edge.pending`). A reader that opened
+    the bundle before may find a checksum wrong and is told so, but never reads one file for
+    another.
 
     Raises:
         BundleError: `inside` is no place inside the bundle, or a link leads out of it.
         OutputError: the bundle cannot be written, or somebody else changed it meanwhile.
     """
-    before = bundle.manifest.to_json()
-    out = bundle.root / check_inside(inside)
+    before, root = bundle.manifest.to_json(), bundle.root
+    out = root / check_inside(inside)
     try:
-        if not out.resolve().is_relative_to(bundle.root.resolve()):
+        if not out.resolve().is_relative_to(root.resolve()):
             raise BundleError(
                 f"{out} is a link that leaves the bundle, so nothing is written there: copy the "
                 "bundle with files in place of links (cp -rL)"
             )
-        stage = Path(tempfile.mkdtemp(prefix=".amend.", dir=bundle.root))
+        _clean(root)
+        with folder_in(root, "amend") as stage:
+            try:
+                folder = stage / folder_name(inside)
+                os.mkdir(folder)
+                change = Amendment(bundle, inside, folder)
+                yield change
+                change.list_files()
+                settle(stage)
+                _commit(root, stage, change.bundle.manifest.to_json(), before)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
     except OSError as e:
-        raise OutputError(f"cannot write to {bundle.root}: {e.strerror}") from e
-    try:
-        change = Amendment(bundle, inside, stage)
-        yield change
-        change.list_files()
-        os.chmod(stage, 0o755)  # mkdtemp keeps others out
-        if Bundle.open(bundle.root).manifest.to_json() != before:
-            raise OutputError(f"{bundle.root} was changed by another command meanwhile: try again")
-        text = json.dumps(change.bundle.manifest.to_json(), indent=1) + "\n"
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=bundle.root, prefix=".amend.", delete=False
-        ) as file:
-            file.write(text)
+        raise OutputError(f"cannot write to {root}: {e.strerror or e}") from e
+
+
+def _clean(root: Path) -> None:
+    """Ends what a killed change left: Bundle.open has moved in what was committed."""
+    sweep(root)
+    clear(root, Bundle.open(root).text)
+
+
+def _commit(root: Path, stage: Path, manifest: dict[str, Any], before: dict[str, Any]) -> None:
+    """Makes the stage a part of the bundle, unless that is another bundle than before."""
+    text = (json.dumps(manifest, indent=1) + "\n").encode()
+    go = root / name_for(digest_of(text), KIND)
+    write_whole(stage / MANIFEST, text)
+    with lock(root, wait=True):  # two at once: one sees what the other has written
+        if Bundle.open(root).manifest.to_json() != before:
+            raise OutputError(f"{root} was changed by another command meanwhile: try again")
         try:
-            os.chmod(file.name, 0o644)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            swap(stage, out)
-            os.replace(file.name, bundle.root / MANIFEST)
+            os.rename(stage, go)
+            os.replace(go / MANIFEST, root / MANIFEST)
+            sync(root)
+            finish(root, go)
+        except OSError:
+            if Bundle.open(root).text != text:
+                raise
+            # committed: what is left to move is moved when the bundle is opened next
         finally:
-            Path(file.name).unlink(missing_ok=True)
-    except OSError as e:
-        raise OutputError(f"cannot write to {bundle.root}: {e.strerror or e}") from e
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+            if (go / MANIFEST).exists():
+                discard(go)

@@ -17,7 +17,9 @@ from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.errors import BundleError, InputError
 from geomag_edge.manifest_fields import check_manifest
 from geomag_edge.onnx_data import external_locations
+from geomag_edge.pending import pending
 from geomag_edge.prompts import PromptSettings
+from geomag_edge.staging import found_again
 from geomag_edge.stored import parse_json, read_bytes
 from geomag_edge.views import PscSettings
 
@@ -196,8 +198,11 @@ def sha256_of(path: Path) -> str:
 class Bundle:
     """A bundle folder opened for reading: its manifest, and its files after their check.
 
-    `staged` maps folders of the bundle to where their files lie until they are moved in.
+    `staged` maps folders of the bundle to where their files lie until they are moved in; `text` is
+    what `bundle.json` held.
     """
+
+    text = b""
 
     def __init__(self, root: Path, manifest: Manifest, staged: Mapping[str, Path] | None = None):
         self.root, self.manifest, self.staged = root, manifest, dict(staged or {})
@@ -211,7 +216,7 @@ class Bundle:
         Raises:
             BundleError: no bundle there, or a manifest that is damaged, unknown or unsafe.
         """
-        root = Path(root)
+        root = found_again(Path(root))
         path = root / MANIFEST
         try:
             if not path.is_file():
@@ -223,8 +228,10 @@ class Bundle:
                 raise BundleError(f"{path} is a link that leaves the bundle, so it is not opened")
         except (OSError, RuntimeError) as e:  # no permission, links in a circle
             raise BundleError(f"cannot open a bundle at {root}: {_reason(e)}") from e
-        content = read_bytes(path, MANIFEST_BYTES)
-        return cls(root, Manifest.from_json(parse_json(content, MANIFEST)))
+        text = read_bytes(path, MANIFEST_BYTES)
+        bundle = cls(root, Manifest.from_json(parse_json(text, MANIFEST)), pending(root, text))
+        bundle.text = text
+        return bundle
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle, once its sha256 has been checked.
@@ -233,7 +240,7 @@ class Bundle:
             BundleError: not in the manifest, missing, leaving the bundle through a link, or with
                 other content than the manifest says.
         """
-        path = self._place(check_inside(name))
+        path = self.place(check_inside(name))
         if name in self._checked:
             return path
         if name not in self.manifest.files:
@@ -255,9 +262,10 @@ class Bundle:
         self._checked.add(name)
         return path
 
-    def _place(self, name: str) -> Path:
+    def place(self, name: str) -> Path:
+        """Where a file of the bundle lies, unchecked."""
         for inside, folder in self.staged.items():
-            if name.startswith(f"{inside}/"):
+            if name.startswith(f"{inside}/") and folder.is_dir():  # else it was moved in meanwhile
                 return folder / name[len(inside) + 1 :]
         return self.root / name
 

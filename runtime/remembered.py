@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +21,7 @@ from geomag_edge.cores import threads_of
 from geomag_edge.errors import BundleError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.machine import machine
+from geomag_edge.staging import staged_file
 from geomag_edge.stored import read_json
 
 FORMAT_VERSION = 1
@@ -130,14 +130,9 @@ def remember(path: Path | None, record: dict[str, Any]) -> str | None:
         return "the measurement is not remembered: this user has no home; set XDG_CACHE_HOME"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as f:
-                json.dump({"format": FORMAT_VERSION} | record, f, indent=1)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        with staged_file(path) as part:
+            text = json.dumps({"format": FORMAT_VERSION} | record, indent=1)
+            part.write_text(text, encoding="utf-8")
     except OSError as e:
         return f"the measurement is not remembered: cannot write {path.parent}: {e.strerror}"
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +50,7 @@ def execute(args: argparse.Namespace) -> None:
     with needs_extra("export"):
         from geomag_edge.calibration import capture, scales, sets
     from geomag_edge.manifest import MANIFEST, Bundle
-    from geomag_edge.staging import staged_folder
+    from geomag_edge.staging import copy_into, staged_folder
 
     bundle = Bundle.open(args.bundle)
     wanted = capture.graph_digests(bundle)
@@ -67,7 +66,7 @@ def execute(args: argparse.Namespace) -> None:
         seen = captured.scales
     if args.output:
         with staged_folder(args.output, args.force, MANIFEST, [args.bundle]) as stage:
-            shutil.copytree(bundle.root, stage, dirs_exist_ok=True)
+            copy_into(bundle.root, stage)
             scales.save_scales(Bundle.open(stage), seen, args.method)
     else:
         scales.save_scales(bundle, seen, args.method)

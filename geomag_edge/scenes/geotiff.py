@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.windows import Window
 
 from ..errors import OutputError
+from ..staging import staged_file
 from .raster import TILE
 from .scene import RenderedScene, render_scene
 
@@ -33,21 +32,10 @@ def write_scene(scene: RenderedScene, path: str | Path) -> Path:
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; give the name of a .tif file")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tif", dir=path.parent)
-        os.close(handle)
-    except OSError as e:
-        raise OutputError(f"cannot write {path}: {e.strerror or e}") from e
-    part = Path(name)
-    try:
-        _write(scene, part)
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)
-        part.replace(path)
+        with staged_file(path) as part:
+            _write(scene, part)
     except (OSError, rasterio.errors.RasterioError) as e:
         raise OutputError(f"cannot write {path}: {e}") from e
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

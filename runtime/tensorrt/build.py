@@ -17,6 +17,7 @@ from geomag_edge.runtime.tensorrt.flavour import Flavour
 from geomag_edge.runtime.tensorrt.log import BuilderMemory, builder_memory, first_error
 from geomag_edge.runtime.tensorrt.network import Network
 from geomag_edge.runtime.tensorrt.profiles import GROWING, Profile
+from geomag_edge.staging import staged_file
 
 OnPhase = Callable[[str, int, int], None]
 """Called with a phase of the build, steps done and steps in all."""
@@ -229,9 +230,8 @@ def _save_timing_cache(config: Any, cache: Any, path: Path | None) -> None:
         return
     with contextlib.suppress(OSError):  # a cache that cannot be kept costs time, not engines
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(memoryview(config.get_timing_cache().serialize()))
-        os.replace(file.name, path)
+        with staged_file(path) as part:
+            part.write_bytes(memoryview(config.get_timing_cache().serialize()))
 
 
 @contextlib.contextmanager

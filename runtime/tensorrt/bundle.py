@@ -200,7 +200,7 @@ def _kept(
             if (
                 plan is not None
                 and intact
-                and (bundle.root / file.file).is_file()
+                and bundle.place(file.file).is_file()
                 and file.profiles == plan.profiles
                 and file.source.get("sha256") == _source(bundle, plan.graph, precision)["sha256"]
             ):

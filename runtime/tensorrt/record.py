@@ -270,7 +270,7 @@ def load_record(bundle: Bundle, target: str, precision: str) -> BuildRecord | No
         BundleError: changed or damaged.
     """
     name = f"{folder_of(target, precision)}/{RECORD}"
-    if name not in bundle.manifest.files or not (bundle.root / name).exists():
+    if name not in bundle.manifest.files or not bundle.place(name).exists():
         return None
     return _load(bundle, name)
 

@@ -1,7 +1,7 @@
 """Reports: written, read back, and compared question by question."""
 
 import json
-from pathlib import Path
+import os
 
 import pytest
 
@@ -125,7 +125,7 @@ def test_an_interrupted_write_keeps_the_older_report(make_report, tmp_path, monk
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "chmod", stop)  # all is written, nothing is in its place yet
+    monkeypatch.setattr(os, "replace", stop)  # all is written, nothing is in its place yet
     with pytest.raises(KeyboardInterrupt):
         write_report(tmp_path / "r.json", make_report(VALUES).to_json())
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]

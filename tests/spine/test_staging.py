@@ -2,10 +2,10 @@
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 
+from geomag_edge import staging
 from geomag_edge.errors import OutputError
 from geomag_edge.staging import staged_folder
 
@@ -80,18 +80,20 @@ def test_force_replaces_the_old_folder_whole(old):
 @pytest.mark.parametrize("rename", [1, 2], ids=["moving the old away", "moving the new in"])
 @pytest.mark.parametrize("cause", [KeyboardInterrupt(), OSError(errno.EIO, "I/O error")])
 def test_an_interrupt_between_the_two_renames_keeps_the_old_folder(old, monkeypatch, rename, cause):
-    calls, real = [], Path.rename
+    """Where a file system cannot exchange two folders in one step."""
+    calls, real = [], os.rename
 
-    def broken(self, target):
+    def broken(source, target):
         calls.append(target)
         if len(calls) == rename:
             raise cause
-        return real(self, target)
+        return real(source, target)
 
     def write():
         with staged_folder(old, force=True) as stage:
             (stage / "new.txt").write_text("new")
-            monkeypatch.setattr(Path, "rename", broken)
+            monkeypatch.setattr(staging, "exchange", lambda one, other: False)
+            monkeypatch.setattr(os, "rename", broken)
 
     with pytest.raises(type(cause)):
         write()
