@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -27,6 +25,7 @@ from geomag_edge.errors import InputError, OutputError
 from .geojson import feature_collection
 from .masks import BLOCK_PX, Mask
 from .overlay import draw_overlay, mask_colour
+from .placing import ANSWER, placed
 from .raster import Georef
 from .reading import CACHE_BYTES
 from .scene import Scene
@@ -46,8 +45,9 @@ def write_outputs(
 ) -> dict[str, Path]:
     """Writes the four files of an answer into a folder, which is made if it is not there.
 
-    Each file is written beside its place and then renamed into it, answer.json last, so that a
-    full disk, an error or Ctrl-C leaves no half-written file.
+    They appear together, and an earlier answer goes with all that programs keep beside its files,
+    so that a full disk, an error, Ctrl-C or a kill leaves the old answer or the new one. Other
+    files stay.
 
     Args:
         out_dir: the folder; files of an earlier answer are replaced.
@@ -69,48 +69,34 @@ def write_outputs(
     if len(labels) != len(masks):
         raise InputError(f"{len(labels)} labels for {len(masks)} masks: give one for each mask")
     out = Path(out_dir)
-    stage: Path | None = None
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=out))
-        size = scene.height, scene.width
-        polygons = feature_collection(masks, labels, scene.georef, size)
-        if polygons["geomag_notes"]:
-            answer["notes"] = [*answer.get("notes", []), *polygons["geomag_notes"]]
-        names = {
-            "masks": _write(stage / "masks.tif", lambda: mask_raster(masks, scene, stage)),
-            "polygons": _write(stage / "masks.geojson", lambda: _json(polygons, indent=None)),
-            "overlay": _write(
-                stage / "overlay.png",
-                lambda: _png(
-                    draw_overlay(scene, answer, masks, relevance, view_box, crop_boxes, labels)
+        with placed(out) as stage:
+            size = scene.height, scene.width
+            polygons = feature_collection(masks, labels, scene.georef, size)
+            if polygons["geomag_notes"]:
+                answer["notes"] = [*answer.get("notes", []), *polygons["geomag_notes"]]
+            names = {
+                "masks": _write(stage / "masks.tif", lambda: mask_raster(masks, scene, stage)),
+                "polygons": _write(stage / "masks.geojson", lambda: _json(polygons, indent=None)),
+                "overlay": _write(
+                    stage / "overlay.png",
+                    lambda: _png(
+                        draw_overlay(scene, answer, masks, relevance, view_box, crop_boxes, labels)
+                    ),
                 ),
-            ),
-            "answer": _write(stage / "answer.json", lambda: _json(answer, indent=2)),
-        }
-        if not (stage / SIDECAR).exists():
-            (out / SIDECAR).unlink(missing_ok=True)  # it would describe an earlier scene
-        else:
-            os.replace(stage / SIDECAR, out / SIDECAR)
-        for name in names.values():
-            os.replace(stage / name, out / name)
+                "answer": _write(stage / ANSWER, lambda: _json(answer, indent=2)),
+            }
     except OSError as e:
         raise OutputError(
             f"cannot write to {out}: {e.strerror or e}; nothing of this answer was left there, "
             "choose another folder or make room"
         ) from e
-    finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
     return {kind: out / name for kind, name in names.items()}
 
 
 def _write(path: Path, make: Callable[[], bytes | memoryview]) -> str:
-    """Writes one file so that an error of the disk is an error here; returns its name."""
-    with path.open("wb") as file:
-        file.write(make())
-        file.flush()
-        os.fsync(file.fileno())
+    """Writes one file; returns its name."""
+    path.write_bytes(make())
     return path.name
 
 
