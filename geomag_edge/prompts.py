@@ -29,6 +29,8 @@ from geomag_edge.views import global_box, image_to_view, view_to_image
 SEG_TOKEN = "[SEG]"
 IMAGE_TOKEN = "<image>"
 MAX_PROMPT_CHARS = 20_000
+MOST_MASKS = 32
+"""Masks of one answer; each takes memory and time like a small question of its own."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,16 @@ class PromptCoder:
         """Ids of an answer's forced start: its words spelt as the LLM's, its markup kept.
 
         Raises:
-            PromptError: not text, absurdly long, or not encodable.
+            PromptError: not text, absurdly long, not encodable, or more than `MOST_MASKS` [SEG].
         """
         prefix = _checked_text(prefix, "the answer's start")
-        return self.markup_ids(_spelt_around(_MARKUP, prefix, str(self.settings.text_form)))
+        ids = self.markup_ids(_spelt_around(_MARKUP, prefix, str(self.settings.text_form)))
+        if (asked := ids.count(self.settings.seg_token_id)) > MOST_MASKS:
+            raise PromptError(
+                f"the answer's start asks for {asked} masks, one answer has at most {MOST_MASKS}: "
+                "ask more than once"
+            )
+        return ids
 
     def psc_ids(self, prompt: str) -> tuple[NDArray[np.int64], bool]:
         """Ids [1,L] for the PSC tower, the prompt spelt as that tower was trained, and whether it

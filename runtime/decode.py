@@ -10,6 +10,7 @@ import numpy as np
 
 from geomag_edge.graphs import present_names
 from geomag_edge.manifest import DecoderShape
+from geomag_edge.prompts import MOST_MASKS
 from geomag_edge.runtime.engine import Session
 from geomag_edge.runtime.feeds import prompt_feeds, step_feeds
 from geomag_edge.runtime.values import HOST, Values
@@ -21,7 +22,8 @@ class Decoded:
 
     Attributes:
         ids: the answer's token ids, a forced prefix included, the end token not.
-        queries: [m,D], the last hidden state of each [SEG] in the answer, as the engine has it.
+        queries: [m,D], the last hidden state of each [SEG] in the answer, as the engine has it;
+            of the first `MOST_MASKS` of them.
         prefill_ms, decode_ms: time of the prompt and of all further steps.
         steps: decode steps taken.
         stopped: "end" (the model ended its answer), "length" or "deadline".
@@ -100,7 +102,7 @@ def decode_greedily(
             break
         out = llm.run(step_feeds(embedded(input_ids), length, shape.layers, out), keep=kept)
         length, steps = length + 1, steps + 1
-        if token == seg_token_id:
+        if token == seg_token_id and len(queries) < MOST_MASKS:
             queries.append(out["hidden_states"][0, -1])
     done = values.now()
     return Decoded(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from geomag_edge.budgets import LEVELS, TokenBudget, check_budget, parse_budget
 from geomag_edge.errors import BudgetError, EngineError, PromptError
 from geomag_edge.nodata import data_view
-from geomag_edge.prompts import PromptCoder, prompt_in_view
+from geomag_edge.prompts import MOST_MASKS, PromptCoder, prompt_in_view
 from geomag_edge.runtime.chain import F32, Chain, Stopwatch, Views
 from geomag_edge.runtime.deadline import Deadline
 from geomag_edge.runtime.decode import Decoded, decode_greedily
@@ -216,6 +216,9 @@ class SceneSession:
             if scene.validity is not None:
                 on_data = [scene.validity.box_of_data(box) for box in boxes]
                 boxes = [box for box in on_data if box is not None]
+        asked = decoded.ids.count(settings.seg_token_id)
+        if asked > len(decoded.queries) == MOST_MASKS:
+            notes.append(f"the answer asks for {asked} masks; the first {len(masks)} were made")
         if missing := _what_is_missing(text, level, prompt, masks, boxes, decoded.stopped):
             notes.append(missing)
         timings_ms = before_mask | {"prefill": decoded.prefill_ms, "decode": decoded.decode_ms}
