@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from argparse import ArgumentTypeError
+from pathlib import Path
 
 MOST = 2**31 - 1
 """More than any count, size or seed has use for, and what fits every library's integers."""
@@ -18,6 +19,13 @@ def text(word: str) -> str:
     except UnicodeError as e:
         raise ArgumentTypeError(f"{word!r} is not valid text: give it in UTF-8") from e
     return word
+
+
+def path(word: str) -> Path:
+    """A file's or a folder's name; nothing at all is not this folder."""
+    if not word:
+        raise ArgumentTypeError("an empty name: give a path")
+    return Path(word)
 
 
 def positive(word: str) -> int:

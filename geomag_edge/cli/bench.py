@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.budgets import LEVELS
-from geomag_edge.cli.arguments import positive, text
+from geomag_edge.cli.arguments import path, positive, text
 from geomag_edge.cli.console import counted, print_json, say, steps, table, tell
 from geomag_edge.cli.run import IMAGE_HELP, add_nodata_argument
 from geomag_edge.errors import InputError, OutputError
@@ -29,7 +29,7 @@ SIZE_PX = 2048
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `bench`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", nargs="?")
+    parser.add_argument("bundle", type=path, metavar="BUNDLE", nargs="?")
     parser.add_argument(
         "--engine", action="append", metavar="E", help="may be repeated (default ort-cpu)"
     )
@@ -55,16 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answer-prefix", type=text, metavar="TEXT", help="what every answer starts with"
     )
     parser.add_argument("--max-new-tokens", type=positive, default=None, metavar="N")
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="for --engine torch")
+    parser.add_argument("--checkpoint", type=path, metavar="DIR", help="for --engine torch")
     parser.add_argument(
         "--quick", action="store_true",
         help="only measure, and remember, what the planner needs (`run --latency-ms`, `plan`)",
     )  # fmt: skip
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="write bench.json and bench.html here"
+        "-o", "--output", type=path, metavar="DIR", help="write bench.json and bench.html here"
     )
     parser.add_argument(
-        "--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"),
+        "--compare", nargs=2, type=path, metavar=("BEFORE", "AFTER"),
         help="two bench.json: what got slower? Exit code 1 if anything did",
     )  # fmt: skip
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.budgets import LEVELS
-from geomag_edge.cli.arguments import watts
+from geomag_edge.cli.arguments import path, watts
 from geomag_edge.cli.console import bar_of, print_json, say, steps, table, tell, terminal
 from geomag_edge.cli.targets import add_catalog_argument
 from geomag_edge.errors import FitError, MissingExtraError
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `build`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=path, metavar="BUNDLE")
     parser.add_argument(
         "--target", default="auto", metavar="T",
         help="see `geomag-edge targets`; auto (default): what this machine is",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomag_edge.cli.arguments import positive, seed
+from geomag_edge.cli.arguments import path, positive, seed
 from geomag_edge.cli.console import counted, needs_extra, print_json, say, table, tell
 from geomag_edge.errors import OutputError
 
@@ -21,7 +21,7 @@ METHODS = ("mse", "minmax", "percentile", "entropy")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `calibrate`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="with fp32 graphs")
+    parser.add_argument("bundle", type=path, metavar="BUNDLE", help="with fp32 graphs")
     parser.add_argument(
         "--data", required=True, metavar="SET",
         help="a folder with questions.jsonl, or such a file: image and prompt a line, level if "
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how `quantize` takes a threshold from what was seen (default: mse); all are stored",
     )  # fmt: skip
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="OTHER",
+        "-o", "--output", type=path, metavar="OTHER",
         help="write a calibrated copy of the bundle here and leave BUNDLE as it is",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an existing OTHER")

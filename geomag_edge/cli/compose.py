@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from geomag_edge.cli.arguments import seed
+from geomag_edge.cli.arguments import path, seed
 from geomag_edge.cli.console import needs_extra, print_json, say
 from geomag_edge.errors import InputError
 from geomag_edge.staging import staged_folder
@@ -13,14 +12,14 @@ from geomag_edge.staging import staged_folder
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `compose`."""
-    parser.add_argument("--vision", type=Path, metavar="DIR", help="CLIP or SigLIP model")
-    parser.add_argument("--prompt", type=Path, metavar="DIR", help="CLIP or SigLIP model (text)")
-    parser.add_argument("--llm", type=Path, metavar="DIR", help="Llama, Qwen2 or Qwen3 model")
+    parser.add_argument("--vision", type=path, metavar="DIR", help="CLIP or SigLIP model")
+    parser.add_argument("--prompt", type=path, metavar="DIR", help="CLIP or SigLIP model (text)")
+    parser.add_argument("--llm", type=path, metavar="DIR", help="Llama, Qwen2 or Qwen3 model")
     parser.add_argument(
         "--preset", metavar="NAME", help="instead of parts: nano, base or half-b, random weights"
     )
     parser.add_argument("--seed", type=seed, default=0, help="for everything untrained (default 0)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="CKPT")
+    parser.add_argument("-o", "--output", type=path, required=True, metavar="CKPT")
     parser.add_argument("--force", action="store_true", help="replace an existing checkpoint")
 
 

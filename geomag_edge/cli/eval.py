@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomag_edge.cli.arguments import positive
+from geomag_edge.cli.arguments import path, positive
 from geomag_edge.cli.console import counted, print_json, say, table
 from geomag_edge.cli.run import (
     add_engine_arguments,
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `eval`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=path, metavar="BUNDLE")
     parser.add_argument(
         "--data", required=True, metavar="SET",
         help="scenes:SEED:COUNT[:SIZE] renders scenes that no training has seen; or a folder with "
@@ -36,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
     parser.add_argument(
-        "--compare", type=Path, metavar="OTHER",
+        "--compare", type=path, metavar="OTHER",
         help="a bundle, asked with the same settings, or the report of an earlier run; prints "
         "this minus OTHER",
     )  # fmt: skip
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="REPORT", help="write the JSON report here"
+        "-o", "--output", type=path, metavar="REPORT", help="write the JSON report here"
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from geomag_edge.cli.arguments import path
 from geomag_edge.cli.console import needs_extra, parity_table, print_json, say, steps, tell
 from geomag_edge.cli.targets import add_catalog_argument
 from geomag_edge.targets import known, load_catalog
@@ -12,8 +12,8 @@ from geomag_edge.targets import known, load_catalog
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `export`."""
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="GeoMag checkpoint folder")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
+    parser.add_argument("checkpoint", type=path, metavar="CKPT", help="GeoMag checkpoint folder")
+    parser.add_argument("-o", "--output", type=path, required=True, metavar="BUNDLE")
     parser.add_argument(
         "--target",
         default="portable",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from geomag_edge.cli.arguments import path
 from geomag_edge.cli.console import print_json, say, table
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.tensorrt.profiles import GROWING
@@ -13,7 +13,7 @@ from geomag_edge.runtime.tensorrt.record import BuildRecord, load_records
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `inspect`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=path, metavar="BUNDLE")
 
 
 def execute(args: argparse.Namespace) -> None:

@@ -53,6 +53,12 @@ class Parser(argparse.ArgumentParser):
         tell(f"{self.prog}: error: {message} (see {self.prog} --help)")
         self.exit(2)
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Refuses `--output=--`, which argparse takes for an option without a value."""
+        if action.option_strings and "--" in arg_strings:
+            raise argparse.ArgumentError(action, "-- is no value")
+        return super()._get_values(action, arg_strings)
+
     def _print_message(self, message: str, file: Any = None) -> None:
         """Help and version, on stdout; argparse would not notice that they cannot be written."""
         show(message)

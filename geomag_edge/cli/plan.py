@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.budgets import LEVELS
-from geomag_edge.cli.arguments import milliseconds, positive
+from geomag_edge.cli.arguments import milliseconds, path, positive
 from geomag_edge.cli.console import counted, print_json, say, steps, table
 from geomag_edge.cli.run import add_engine_arguments, open_pipeline
 from geomag_edge.errors import InputError
@@ -21,7 +20,7 @@ IMAGE_PX = 4096
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `plan`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=path, metavar="BUNDLE")
     parser.add_argument(
         "--latency-ms",
         type=milliseconds,
@@ -45,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="D",
         help="plan for this device's roofline in place of this machine (see `targets`)",
     )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="the frontier as a picture")
+    parser.add_argument("--plot", type=path, metavar="PNG", help="the frontier as a picture")
     add_engine_arguments(parser)
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geomag_edge.cli.arguments import points, positive, share
+from geomag_edge.cli.arguments import path, points, positive, share
 from geomag_edge.cli.console import needs_extra, print_json, say, steps, table
 from geomag_edge.errors import InputError
 
@@ -21,7 +21,7 @@ BLAMED = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `quantize`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="with fp32 graphs")
+    parser.add_argument("bundle", type=path, metavar="BUNDLE", help="with fp32 graphs")
     parser.add_argument(
         "--recipe", required=True, metavar="R", choices=RECIPES,
         help="fp16: everything that half can hold; int8: linear layers, weights and activations; "
@@ -64,10 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that gain time and that the gate lets pass",
     )  # fmt: skip
     parser.add_argument(
-        "--plot", type=Path, metavar="PNG", help="with --search: time gained against loss"
+        "--plot", type=path, metavar="PNG", help="with --search: time gained against loss"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="SLIM",
+        "-o", "--output", type=path, metavar="SLIM",
         help="also write a bundle with this precision alone, to ship to a device",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an existing SLIM")

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from geomag_edge.cli.arguments import path
 from geomag_edge.cli.console import flush, needs_extra, parity_table, print_json, say, steps
 from geomag_edge.cli.run import describe, print_answer, write
 
@@ -32,7 +33,7 @@ UNTRAINED = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `quickstart`."""
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("geomag-quickstart"), metavar="DIR",
+        "-o", "--output", type=path, default=Path("geomag-quickstart"), metavar="DIR",
         help="where everything goes (default: geomag-quickstart)",
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomag_edge.cli.arguments import milliseconds, number, positive, text
+from geomag_edge.cli.arguments import milliseconds, number, path, positive, text
 from geomag_edge.cli.console import counted, print_json, say, show, steps
 from geomag_edge.errors import InputError, OutputError
 from geomag_edge.manifest import Bundle
@@ -49,17 +49,17 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="the bundle's checkpoint, for --engine torch"
+        "--checkpoint", type=path, metavar="DIR", help="the bundle's checkpoint, for --engine torch"
     )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `run`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=path, metavar="BUNDLE")
     parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("prompt", type=text, metavar="PROMPT")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR",
+        "-o", "--output", type=path, metavar="DIR",
         help="write answer.json, masks.tif, masks.geojson and overlay.png here",
     )  # fmt: skip
     add_engine_arguments(parser)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from geomag_edge.cli.arguments import positive, seed
+from geomag_edge.cli.arguments import path, positive, seed
 from geomag_edge.cli.console import counted, print_json, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `scenes`."""
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("-o", "--output", type=path, required=True, metavar="DIR")
     parser.add_argument("--count", type=positive, default=6, metavar="N", help="scenes (default 6)")
     parser.add_argument(
         "--size", type=positive, metavar="PX",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 
+from geomag_edge.cli.arguments import path
 from geomag_edge.cli.console import print_json, say, table
 from geomag_edge.targets import Target, load_catalog
 
@@ -19,7 +19,7 @@ def add_catalog_argument(parser: argparse.ArgumentParser) -> None:
     """`--targets-file`, for every command that takes a target."""
     parser.add_argument(
         "--targets-file",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="JSON with targets or devices of your own (docs/TARGETS.md)",
     )
