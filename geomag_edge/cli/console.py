@@ -92,8 +92,9 @@ def safe_streams(last: bool) -> Iterator[None]:
     Args:
         last: nothing follows but the process's end: streams are left so.
     """
-    while os.open(os.devnull, os.O_RDWR) <= 2:  # or the first file opened would be stdout
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # or the first file would be stdout
         pass
+    os.close(spare)
     streams = [s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
     before = [stream.errors for stream in streams]
     for stream in streams:

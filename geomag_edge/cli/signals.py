@@ -6,11 +6,9 @@ Imports almost nothing: what comes before this counts as the time in which a sig
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import threading
-import time
 
 KINDS = ("SIGINT", "SIGTERM", "SIGHUP")
 GRACE_S = 10.0
@@ -39,6 +37,7 @@ class Signals:
         self._last = last
         self._before: dict[int, object] = {}
         self._raise_again = False
+        self._ended = threading.Event()
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is not threading.main_thread():
@@ -55,6 +54,7 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         if not self._before:
             return
+        self._ended.set()
         signal.set_wakeup_fd(self._wakeup_before)
         os.close(self._bell)
         sys.unraisablehook = self._hook
@@ -86,17 +86,15 @@ class Signals:
     def _end_at_last(self, hears: int) -> None:
         """Ends the process where a signal is not heard: Python takes one between two of its own
         instructions only, and a library may wait for ever on a pipe that nobody writes to."""
-        number, end = 0, 0.0
-        while not number or time.monotonic() < end:
-            ready, _, _ = select.select(
-                [hears], [], [], max(0.0, end - time.monotonic()) if number else None
-            )
-            told = os.read(hears, 64) if ready else b"\0"
+        number = None
+        while number is None:
+            told = os.read(hears, 64)
             if not told:  # the command has ended
-                os.close(hears)
-                return
-            if not number and (number := next((n for n in told if n in self._before), 0)):
-                end = time.monotonic() + GRACE_S
+                break
+            number = next((n for n in told if n in self._before), None)
+        os.close(hears)
+        if number is None or self._ended.wait(GRACE_S):
+            return
         from geomag_edge.cli.console import tell
 
         tell(f"geomag-edge: stopped in a call that did not return within {GRACE_S:.0f} s")

@@ -45,7 +45,7 @@ def test_force_replaces_an_earlier_set_and_nobody_elses_folder(command, tmp_path
         (("--count", 0), "--count"),
         (("--size", 8), "8 px"),
         (("--size", 100_000), "100000 px"),
-        (("--seed", -1), "seed is -1"),
+        (("--seed", -1), "-1 is not at least 0"),
         (("--seed", 10**9), "seed is 1000000000"),
         (("--questions", 0), "--questions"),
     ],

@@ -1,8 +1,11 @@
 """A signal ends a command at any moment: one line, the conventional code, nothing left behind."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -165,3 +168,12 @@ def test_a_program_gets_its_own_signals_and_streams_back(command, bundle):
     assert command("inspect", bundle)[0] == 0
     assert command("inspect", "nowhere")[0] == 2
     assert state() == before
+
+
+def test_a_program_may_run_any_number_of_commands(command):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        command("inspect", "nowhere")
+    time.sleep(0.2)  # the thread that waits for a signal closes its end
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not [t for t in threading.enumerate() if "_end_at_last" in t.name]
