@@ -35,7 +35,7 @@ def printable(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if _shows(c) or c in keep else _spelt(c) for c in text)
+    return "".join(c if _shows(c) or c in keep else spelt_out(c) for c in text)
 
 
 def one_line(text: str, most: int = LINE_CHARS) -> str:
@@ -70,7 +70,7 @@ def plain(data: Any) -> Any:
     if isinstance(data, os.PathLike):
         return plain(str(data))
     if isinstance(data, str):
-        return re.sub("[\ud800-\udfff]", lambda half: _spelt(half[0]), data)
+        return re.sub("[\ud800-\udfff]", lambda half: spelt_out(half[0]), data)
     if isinstance(data, float) and not math.isfinite(data):
         return None
     return data
@@ -84,7 +84,8 @@ def _shows(character: str) -> bool:
     )
 
 
-def _spelt(character: str) -> str:
+def spelt_out(character: str) -> str:
+    r"""A character's number, as `\u202e`."""
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte that is no UTF-8
         code -= 0xDC00

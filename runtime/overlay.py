@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from .lettering import lettered
 from .masks import Mask
 from .scene import Scene
 
@@ -190,7 +191,7 @@ def _outline_box(picture: Image.Image, box: NDArray[np.float64], colour: Colour,
 def _chip(picture: Image.Image, at: tuple[float, float], text: str, colour: Colour) -> None:
     """A small label whose bottom left corner is `at`, moved inside the picture."""
     draw = ImageDraw.Draw(picture)
-    font = _font(15)
+    text, font = lettered(text, 15)
     width, height = draw.textlength(text, font) + 10, 20
     x = min(max(at[0] - 1, 0), max(picture.width - width, 0))
     y = min(max(at[1] - height - 1, 0), max(picture.height - height, 0))
@@ -247,22 +248,22 @@ def _page(
     across = 1 if stacked else len(panels)
     page_w = MARGIN + across * (cell_w + MARGIN)
     wrapped = [
-        (line, size, colour)
+        (line, font, size, colour)
         for text, size, colour in headline
-        for line in _wrapped(text, size, page_w - 2 * MARGIN, most=2)
+        for line, font in _wrapped(text, size, page_w - 2 * MARGIN, most=2)
     ]
-    top = MARGIN + sum(size + 12 for _, size, _ in wrapped) + (8 if wrapped else 0)
+    top = MARGIN + sum(size + 12 for _, _, size, _ in wrapped) + (8 if wrapped else 0)
     page_h = top + (sum(heights) if stacked else max(heights))
     page = Image.new("RGB", (page_w, page_h), BACKGROUND)
     draw = ImageDraw.Draw(page)
     y = MARGIN
-    for line, size, colour in wrapped:
-        draw.text((MARGIN, y), line, colour, _font(size))
+    for line, font, size, colour in wrapped:
+        draw.text((MARGIN, y), line, colour, font)
         y += size + 12
     for i, (picture, title, rows) in enumerate(panels):
         x = MARGIN + (0 if stacked else i * (cell_w + MARGIN))
         y = top + (sum(heights[:i]) if stacked else 0)
-        draw.text((x, y + 12), title, INK, _font(20), anchor="lm")
+        draw.text((x, y + 12), title, INK, ImageFont.load_default(20), anchor="lm")
         page.paste(picture, (x, y + 36))
         for k, row in enumerate(rows):
             _legend_row(draw, x, y + 36 + height + 12 + k * ROW + ROW // 2, row, cell_w)
@@ -284,12 +285,8 @@ def _legend_row(draw: ImageDraw.ImageDraw, x: int, middle: int, row: LegendRow, 
     elif kind == "box":
         draw.rectangle((x, middle - 8, x + 22, middle + 8), outline=colour, width=2)
         left += 22 + 12
-    lines = _wrapped(text, 16, width - (left - x), most=1)
-    draw.text((left, middle), lines[0] if lines else "", QUIET, _font(16), anchor="lm")
-
-
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
+    for line, font in _wrapped(text, 16, width - (left - x), most=1):
+        draw.text((left, middle), line, QUIET, font, anchor="lm")
 
 
 def _cut(text: str, most: int) -> str:
@@ -297,11 +294,11 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3].rstrip() + "..."
 
 
-def _wrapped(text: str, size: int, width: float, most: int) -> list[str]:
-    """Text broken into at most `most` lines of `width` pixels; the rest is cut."""
-    font = _font(size)
+def _wrapped(text: str, size: int, width: float, most: int) -> list[tuple[str, Any]]:
+    """Text broken into at most `most` lines of `width` pixels, and their font; the rest is cut."""
+    text, font = lettered(_cut(text, 600), size)
     lines: list[str] = []
-    words = _cut(text, 600).split()
+    words = _cut(text, 600).split()  # letters that are spelt out are longer
     while words and len(lines) < most:
         count = 1
         while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= width:
@@ -311,4 +308,4 @@ def _wrapped(text: str, size: int, width: float, most: int) -> list[str]:
         while line and font.getlength(line + ("..." if ends_early else "")) > width:
             line, ends_early = line[:-1], True
         lines.append(line.rstrip() + "..." if ends_early else line)
-    return lines
+    return [(line, font) for line in lines]
