@@ -15,8 +15,9 @@ from typing import Any
 from geomag_edge.bounds import MANIFEST_BYTES, check_inside
 from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.errors import BundleError, InputError
+from geomag_edge.graphs import all_graphs
 from geomag_edge.manifest_fields import check_manifest
-from geomag_edge.onnx_data import external_locations
+from geomag_edge.onnx_file import OnnxFile, read_onnx
 from geomag_edge.pending import pending
 from geomag_edge.prompts import PromptSettings
 from geomag_edge.staging import found_again
@@ -308,13 +309,40 @@ class Bundle:
             self.file(data)
         path = self.file(record["file"])
         if record["file"] not in self._walked:
-            folder = PurePosixPath(record["file"]).parent
-            named = {str(folder / location) for location in external_locations(path)}
-            if named != set(record["data"]):
-                odd = sorted(named ^ set(record["data"]))[0]
-                raise BundleError(
-                    f"{record['file']} takes its weights from other files than the manifest says "
-                    f"({odd[:80]!r}): nobody vouches for them, so it is not opened"
-                )
+            self._check_graph(name, record, read_onnx(path))
             self._walked.add(record["file"])
         return path
+
+    def _check_graph(self, name: str, record: dict[str, Any], found: OnnxFile) -> None:
+        """A graph takes weights from what is listed alone, and is the graph that it should be."""
+        file = record["file"]
+        folder = PurePosixPath(file).parent
+        named = {f"{folder}/{location}": size for location, size in found.external.items()}
+        if set(named) != set(record["data"]):
+            odd = sorted({*named} ^ set(record["data"]))[0]
+            raise BundleError(
+                f"{file} takes its weights from other files than the manifest says "
+                f"({odd[:80]!r}): nobody vouches for them, so it is not opened"
+            )
+        for data, size in named.items():
+            if self._place(data).stat().st_size < size:
+                raise BundleError(f"{file} wants more weights than {data} holds: export it again")
+        view, shape = self.manifest.view, self.manifest.decoder
+        sizes: dict[str | int, int] = {
+            "S": view.view_px, "G": view.grid, "P": view.grid**2, "D": shape.hidden,
+            "max_crops": self.manifest.psc.max_crops, "Hkv": shape.kv_heads, "Dh": shape.head_dim,
+        }  # fmt: skip
+        spec = next(spec for spec in all_graphs(shape.layers) if spec.name == name)
+        for ports, there in ((spec.inputs, found.inputs), (spec.outputs, found.outputs)):
+            if {port.name for port in ports} != set(there):
+                raise BundleError(f"{file} has other inputs or outputs than a graph {name} has")
+            for port in ports:
+                wanted = [sizes.get(a, a if isinstance(a, int) else None) for a in port.axes]
+                sides = there[port.name]
+                if len(sides) != len(wanted) or any(
+                    size not in (None, side) for size, side in zip(wanted, sides, strict=True)
+                ):
+                    raise BundleError(
+                        f"{file} has {port.name} of {list(sides)}, where the manifest's numbers "
+                        f"say {wanted}: export it again"
+                    )

@@ -26,6 +26,7 @@ from geomag_edge.fields import (
     one_of,
     real,
     record,
+    refuse,
     table,
     text,
     whole,
@@ -72,6 +73,12 @@ def _path(value: Any, place: str) -> None:
     check_inside(value)
 
 
+def _onnx(value: Any, place: str) -> None:
+    """Runtimes tell formats by the name, and only this one is looked into."""
+    if not check_inside(value).endswith(".onnx"):
+        refuse(value, place, "a path that ends in .onnx")
+
+
 def _precision(value: Any, place: str) -> None:
     check_word(value, "a set of graphs")
 
@@ -97,7 +104,7 @@ PORTS = listed(_PORT, most=2 * MOST["layers"] + 16)
 """Inputs or outputs of a graph."""
 
 _FILE = {
-    "file": _path,
+    "file": _onnx,
     "data": listed(_path, 64),
     "precision": text(64),
     "opset": whole(1, 1000),

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 
 from geomag_edge.errors import BundleError, PromptError
 from geomag_edge.spelling import FORMS, form_of_vocabulary, spelt
+from geomag_edge.tokenizer import read_tokenizer, tokenizing
 from geomag_edge.views import global_box, image_to_view, view_to_image
 
 SEG_TOKEN = "[SEG]"
@@ -103,11 +104,12 @@ class PromptCoder:
 
     def __init__(self, settings: PromptSettings, text: Tokenizer, psc: Tokenizer):
         self.text, self.psc = text, psc
-        self.settings = replace(
-            settings,
-            text_form=settings.text_form or form_of_vocabulary(text, settings.template),
-            psc_text_form=settings.psc_text_form or "lower",  # CLIP's and SigLIP's all were
-        )
+        with tokenizing():
+            self.settings = replace(
+                settings,
+                text_form=settings.text_form or form_of_vocabulary(text, settings.template),
+                psc_text_form=settings.psc_text_form or "lower",  # CLIP's and SigLIP's all were
+            )
         for part in (IMAGE_TOKEN, "{prompt}"):
             if settings.template.count(part) != 1:
                 raise BundleError(f"the prompt template must hold {part} exactly once")
@@ -141,8 +143,7 @@ class PromptCoder:
 
     def markup_ids(self, text: str) -> list[int]:
         """Ids of text that may hold markup: the template, or the start of an answer."""
-        self.text.encode_special_tokens = False
-        return self.text.encode(text, add_special_tokens=False).ids if text else []
+        return _ids(self.text, text, markup=True) if text else []
 
     def prefix_ids(self, prefix: str) -> list[int]:
         """Ids of an answer's forced start: its words spelt as the LLM's, its markup kept.
@@ -162,9 +163,9 @@ class PromptCoder:
     def psc_ids(self, prompt: str) -> tuple[NDArray[np.int64], bool]:
         """Ids [1,L] for the PSC tower, the prompt spelt as that tower was trained, and whether it
         had to be cut to its context."""
-        self.psc.encode_special_tokens = True
         form = str(self.settings.psc_text_form)
-        ids = self.psc.encode(spelt_prompt(prompt, form) or spelt_prompt(prompt, "lower")).ids
+        words = spelt_prompt(prompt, form) or spelt_prompt(prompt, "lower")
+        ids = _ids(self.psc, words, ends=True)
         limit = self.settings.psc_context
         cut = len(ids) > limit
         if cut:
@@ -179,21 +180,21 @@ class PromptCoder:
         lead, slot, rest = part.partition("{prompt}")
         if not slot:
             return self.markup_ids(lead)
-        self.text.encode_special_tokens = True
         form = str(self.settings.text_form)
         words = spelt_prompt(prompt, form) or spelt_prompt(prompt, "lower")
-        plain = self.text.encode(words, add_special_tokens=False).ids
+        plain = _ids(self.text, words)
         if {self.settings.seg_token_id, self.text.token_to_id(IMAGE_TOKEN)} & {*plain}:
             # Words of the vocabulary itself, as in a list of words, are found all the same.
             words = words.replace(SEG_TOKEN, "[ SEG ]").replace(IMAGE_TOKEN, "< image >")
-            plain = self.text.encode(words, add_special_tokens=False).ids
+            plain = _ids(self.text, words)
         return [*self.markup_ids(lead), *plain, *self.markup_ids(rest)]
 
     def decode(self, ids: list[int]) -> str:
         """Ids -> text; [SEG] stays visible, ids outside the vocabulary and ends are left out."""
         size = self.text.get_vocab_size()
         known = [i for i in ids if i < size and i not in self.settings.eos_token_ids]
-        return self.text.decode(known, skip_special_tokens=False).strip()
+        with tokenizing():
+            return self.text.decode(known, skip_special_tokens=False).strip()
 
 
 def _checked_text(text: object, what: str) -> str:
@@ -210,19 +211,19 @@ def _checked_text(text: object, what: str) -> str:
     return text
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """Reads a tokenizer.json, without the padding and truncation that it may have been saved with.
+def _ids(tokenizer: Tokenizer, text: str, markup: bool = False, ends: bool = False) -> list[int]:
+    """Ids of text.
 
-    Raises:
-        BundleError: missing or not a tokenizer.
+    Args:
+        tokenizer: of a tower.
+        text: to encode.
+        markup: special tokens in it are commands; else they are words.
+        ends: with the tokens that the tower's texts begin and end with.
     """
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as e:
-        raise BundleError(f"cannot read the tokenizer {path}: {e}") from e
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    with tokenizing():
+        tokenizer.encode_special_tokens = not markup
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=ends).ids
+        return ids
 
 
 _NUMBER = r"\s*(\d{1,6})\s*"

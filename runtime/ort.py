@@ -15,6 +15,8 @@ from geomag_edge.errors import EngineError, GeoMagError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.exact import PROBE, is_exact, mentions
 
+FATAL = 4
+
 _NUMPY = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -23,6 +25,15 @@ _NUMPY = {
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
+
+
+def quiet_options() -> ort.SessionOptions:
+    """Options of a session that says what is wrong in its exceptions alone, which become our one
+    line; else ONNX Runtime writes its own, in colour, before them."""
+    ort.set_default_logger_severity(FATAL)
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL
+    return options
 
 
 @functools.cache
@@ -56,8 +67,7 @@ def inference_session(
         weights: folder of a serialised model's external weights.
         share_arena: take memory from the one arena that all of a chain's graphs share.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # warnings about shapes would drown the one-line errors
+    options = quiet_options()
     options.add_session_config_entry("session.x64quantprecision", "1")
     if weights is not None:
         key = "session.model_external_initializers_file_folder_path"
@@ -121,11 +131,10 @@ class OrtSession:
     def __init__(self, path: Path, threads: int | None = None):
         try:
             self._session = inference_session(path, threads, share_arena=True)
+            self._types = {i.name: _NUMPY[i.type] for i in self._session.get_inputs()}
         except Exception as e:
-            reason = str(e).strip().splitlines()[0]
-            raise EngineError(f"ONNX Runtime cannot load {path.name}: {reason}") from e
+            raise EngineError(f"ONNX Runtime cannot load {path.name}: {_reason(e)}") from e
         self.provider = self._session.get_providers()[0]
-        self._types = {i.name: _NUMPY[i.type] for i in self._session.get_inputs()}
         self._outputs = [o.name for o in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -141,8 +150,7 @@ class OrtSession:
         except GeoMagError:
             raise
         except Exception as e:
-            reason = str(e).strip().splitlines()[0]
-            raise EngineError(f"ONNX Runtime failed on a graph: {reason}") from e
+            raise EngineError(f"ONNX Runtime failed on a graph: {_reason(e)}") from e
 
     def _run_bound(self, feeds: Mapping[str, Any], keep: frozenset[str]) -> dict[str, Any]:
         """Through I/O binding, so that kept outputs are neither copied out nor in."""
@@ -169,3 +177,7 @@ class OrtSession:
     def close(self) -> None:
         """Drops the session, and with it its memory."""
         del self._session
+
+
+def _reason(e: Exception) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]

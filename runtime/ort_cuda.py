@@ -25,7 +25,7 @@ from geomag_edge.runtime.cuda.device import Device
 from geomag_edge.runtime.cuda.driver import CudaDriver, first_line
 from geomag_edge.runtime.cuda.feeds import on_device
 from geomag_edge.runtime.cuda.values import DeviceValues
-from geomag_edge.runtime.ort import set_threads
+from geomag_edge.runtime.ort import quiet_options, set_threads
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -125,8 +125,7 @@ class OrtCudaSession:
     def __init__(
         self, path: Path, device: Device, provider: Provider, memory: str = "cuda"
     ) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # warnings about shapes would drown the one-line errors
+        options = quiet_options()
         set_threads(options, None)  # of the small nodes that stay on the CPU
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:

@@ -8,7 +8,7 @@ from geomag_edge.amend import amended
 from geomag_edge.errors import BundleError, OutputError
 from geomag_edge.manifest import Bundle
 
-from .test_manifest import data, golden  # noqa: F401
+from .test_manifest import data, encoder, golden  # noqa: F401
 
 
 @pytest.fixture
@@ -20,7 +20,10 @@ def everything(root):
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def add_int8(change, content=b"int8 graph"):
+INT8 = encoder(location=None)
+
+
+def add_int8(change, content=INT8):
     (change.stage / "encoder.onnx").write_bytes(content)
     record = change.bundle.manifest.graphs["fp32"]["encoder"]
     change.bundle.manifest.graphs["int8"] = {
@@ -33,7 +36,7 @@ def test_a_new_part_is_there_with_its_checksum(bundle):
     with amended(bundle, "onnx/int8") as change:
         add_int8(change)
     again = Bundle.open(bundle.root)
-    assert again.graph("encoder", "int8").read_bytes() == b"int8 graph"
+    assert again.graph("encoder", "int8").read_bytes() == INT8
     assert again.graph("encoder", "fp32").is_file()
     assert not [p for p in bundle.root.rglob(".*")]
 
@@ -41,7 +44,7 @@ def test_a_new_part_is_there_with_its_checksum(bundle):
 def test_staged_files_can_be_opened_before_they_are_moved(bundle):
     with amended(bundle, "onnx/int8") as change:
         add_int8(change)
-        assert change.bundle.graph("encoder", "int8").read_bytes() == b"int8 graph"
+        assert change.bundle.graph("encoder", "int8").read_bytes() == INT8
         assert not (bundle.root / "onnx" / "int8").exists()
 
 
@@ -49,11 +52,11 @@ def test_a_part_is_replaced_whole(bundle):
     with amended(bundle, "onnx/int8") as change:
         (change.stage / "old.onnx").write_bytes(b"old")
     with amended(Bundle.open(bundle.root), "onnx/int8") as change:
-        add_int8(change, b"new")
+        add_int8(change, INT8 + b"\x32\x03new")  # its doc_string
     again = Bundle.open(bundle.root)
     assert "onnx/int8/old.onnx" not in again.manifest.files
     assert not (bundle.root / "onnx/int8/old.onnx").exists()
-    assert again.graph("encoder", "int8").read_bytes() == b"new"
+    assert again.graph("encoder", "int8").read_bytes().endswith(b"new")
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])

@@ -5,21 +5,38 @@ import json
 import os
 from pathlib import Path
 
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import BundleError, GeoMagError
-from geomag_edge.manifest import FORMAT_VERSION, Bundle, Manifest, check_inside
+from geomag_edge.manifest import FORMAT_VERSION, Bundle, Manifest, check_inside, sha256_of
 
 GOLDEN = Path(__file__).parent / "golden" / "bundle.json"
+
+
+def encoder(location="encoder.onnx.data"):
+    """A graph with the encoder's inputs and outputs and a tensor that lies elsewhere."""
+    kind = onnx.TensorProto.FLOAT
+    ports = {"views": ["n", 3, 64, 64], "tokens": ["n", 16, 8], "embeds": ["n", 16, 8],
+             "features": ["n", 8, 4, 4]}  # fmt: skip
+    first, *rest = (helper.make_tensor_value_info(n, kind, s) for n, s in ports.items())
+    weights = onnx.TensorProto(name="w", data_type=kind, dims=[1], data_location=1)
+    if location:
+        weights.external_data.add(key="location", value=location)
+    graph = helper.make_graph([], "encoder", [first], rest, [weights] if location else [])
+    return helper.make_model(graph).SerializeToString()
+
+
 CONTENTS = {
-    "onnx/fp32/encoder.onnx": b':$*"B\x01wj\x1d\n\x08location\x12\x11encoder.onnx.data',
+    "onnx/fp32/encoder.onnx": encoder(),
     "onnx/fp32/encoder.onnx.data": b"encoder weights",
     "tokenizer.json": b"tokenizer",
 }
-"""The files of the golden bundle; the graph holds no more than a tensor that lies elsewhere."""
+"""The files of the golden bundle."""
 
 
 @pytest.fixture
@@ -34,6 +51,7 @@ def golden(tmp_path, data):
     for name, content in CONTENTS.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
+        data["files"][name] = sha256_of(root / name)
     (root / "bundle.json").write_text(json.dumps(data))
     return root
 
@@ -309,9 +327,12 @@ def test_a_precision_or_graph_that_is_not_there_is_named(golden, name, precision
 
 def test_a_runtime_gets_its_own_form_of_a_graph_and_the_portable_file_without_one(golden, data):
     record = data["graphs"]["fp32"]["encoder"]
-    record["forms"] = {"tensorrt": {**record, "file": "tokenizer.json", "data": []}}
+    other = "onnx/fp32/encoder.tensorrt.onnx"
+    record["forms"] = {"tensorrt": {**record, "file": other, "data": []}}
+    (golden / other).write_bytes(encoder(location=None))
+    data["files"][other] = sha256_of(golden / other)
     bundle = Bundle(golden, Manifest.from_json(data))
-    assert bundle.graph("encoder", "fp32", "tensorrt") == golden / "tokenizer.json"
+    assert bundle.graph("encoder", "fp32", "tensorrt") == golden / other
     assert bundle.graph("encoder", "fp32", "openvino") == golden / "onnx/fp32/encoder.onnx"
     assert bundle.graph("encoder", "fp32") == golden / "onnx/fp32/encoder.onnx"
 
