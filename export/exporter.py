@@ -29,6 +29,7 @@ from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.ort import OrtEngine
 from geomag_edge.runtime.reference import Sample, save_reference
 from geomag_edge.runtime.verify import Report, verify
+from geomag_edge.signature import signing_key, write_signature
 from geomag_edge.staging import staged_folder
 from geomag_edge.targets import Target
 from geomag_edge.targets.check import check_graph
@@ -48,6 +49,7 @@ def export_bundle(
     force: bool = False,
     progress: Callable[[str], None] = lambda step: None,
     target: Target | None = None,
+    sign: Path | None = None,
 ) -> Report:
     """Exports a checkpoint to a bundle and proves that it answers as PyTorch does.
 
@@ -61,12 +63,13 @@ def export_bundle(
         force: replace an existing `out`.
         progress: called with a few words as each step starts.
         target: refuse graphs of the chain that it cannot take.
+        sign: sign the bundle with the private ed25519 key of this file.
 
     Returns:
         The parity report, which the manifest holds too.
 
     Raises:
-        CheckpointError, ExportError, OutputError.
+        CheckpointError, ExportError, InputError, OutputError.
         ParityError: a graph or the chain is past the precision's tolerance; nothing is written.
         TargetError: the target cannot take a graph; nothing is written.
     """
@@ -74,6 +77,7 @@ def export_bundle(
         raise InputError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     if opset not in OPSETS:
         raise InputError(f"opset {opset} is not supported: choose one of {OPSETS}")
+    key = signing_key(sign) if sign else None  # a wrong key is told before the work
     checkpoint, out = Path(checkpoint), Path(out)
     with staged_folder(out, force, MANIFEST, [checkpoint]) as stage:
         progress("loading the checkpoint")
@@ -103,6 +107,8 @@ def export_bundle(
         report = _verify(manifest, processor.coder, samples, stage, dtype, progress)
         manifest.parity[dtype] = report.to_json()
         (stage / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n")
+        if key:
+            write_signature(stage / MANIFEST, key)
         if not report.ok:
             raise ParityError(f"parity failed, nothing was written: {report.first_drift}")
         progress("writing the bundle")

@@ -20,6 +20,7 @@ from geomag_edge.manifest_fields import check_manifest
 from geomag_edge.onnx_file import OnnxFile, read_onnx
 from geomag_edge.pending import pending
 from geomag_edge.prompts import PromptSettings
+from geomag_edge.signature import check_signature
 from geomag_edge.staging import found_again
 from geomag_edge.stored import parse_json, read_bytes
 from geomag_edge.views import PscSettings
@@ -211,11 +212,17 @@ class Bundle:
         self._walked: set[str] = set()
 
     @classmethod
-    def open(cls, root: str | Path) -> Bundle:
+    def open(cls, root: str | Path, trust: str | Path | None = None) -> Bundle:
         """Reads and checks the manifest; no other file is touched yet.
 
+        Args:
+            root: the bundle's folder.
+            trust: a public ed25519 key's file: a bundle that its owner has not signed is refused.
+
         Raises:
-            BundleError: no bundle there, or a manifest that is damaged, unknown or unsafe.
+            BundleError: no bundle there, or a manifest that is damaged, unknown, unsafe or not
+                signed by `trust`.
+            InputError, MissingExtraError: see `signature.trusted_key`.
         """
         root = found_again(Path(root))
         path = root / MANIFEST
@@ -230,6 +237,8 @@ class Bundle:
         except (OSError, RuntimeError) as e:  # no permission, links in a circle
             raise BundleError(f"cannot open a bundle at {root}: {_reason(e)}") from e
         text = read_bytes(path, MANIFEST_BYTES)
+        if trust is not None:
+            check_signature(text, path, Path(trust))
         bundle = cls(root, Manifest.from_json(parse_json(text, MANIFEST)), pending(root, text))
         bundle.text = text
         return bundle

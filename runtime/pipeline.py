@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from geomag_edge.budgets import TokenBudget
-from geomag_edge.errors import BudgetError
+from geomag_edge.errors import BudgetError, InputError
 from geomag_edge.manifest import Bundle
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.chain import Chain
@@ -50,8 +50,9 @@ class Pipeline:
         threads: int | None = None,
         checkpoint: str | Path | None = None,
         latency_ms: float | None = None,
+        trust: str | Path | None = None,
     ) -> Pipeline:
-        """Opens a bundle on an engine; see `open_engine` for the arguments.
+        """Opens a bundle on an engine; see `open_engine` and `Bundle.open` for the arguments.
 
         Without a precision it is fp32, or the bundle's only one. An engine that is already open
         on the bundle is taken as it is, and becomes the pipeline's to close. With `latency_ms`
@@ -59,9 +60,13 @@ class Pipeline:
 
         Raises:
             BudgetError, BundleError, EngineError, CheckpointError, MissingExtraError.
+            InputError: `trust` with a bundle that is open already.
         """
-        if not isinstance(bundle, Bundle):
-            bundle = Bundle.open(bundle)
+        if isinstance(bundle, Bundle):
+            if trust is not None:
+                raise InputError("this bundle is open already: give trust to Bundle.open")
+        else:
+            bundle = Bundle.open(bundle, trust)
         coder = PromptCoder.load(
             bundle.manifest.prompt, bundle.file("tokenizer.json"), bundle.file("psc_tokenizer.json")
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from geomag_edge.budgets import LEVELS
 from geomag_edge.cli.arguments import path, positive, text
+from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
 from geomag_edge.cli.console import counted, print_json, say, steps, table, tell
 from geomag_edge.cli.run import IMAGE_HELP, add_nodata_argument
 from geomag_edge.errors import InputError, OutputError
@@ -29,7 +30,7 @@ SIZE_PX = 2048
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `bench`."""
-    parser.add_argument("bundle", type=path, metavar="BUNDLE", nargs="?")
+    add_bundle_argument(parser, nargs="?")
     parser.add_argument(
         "--engine", action="append", metavar="E", help="may be repeated (default ort-cpu)"
     )
@@ -77,7 +78,7 @@ def execute(args: argparse.Namespace) -> int:
         raise InputError("nothing to measure: give a BUNDLE, or two reports to --compare")
     if args.output and args.output.exists() and not args.output.is_dir():
         raise OutputError(f"{args.output} is a file: give a folder for the report")
-    bundle = Bundle.open(args.bundle)
+    bundle = open_bundle(args)
     if args.quick:
         return _quick(args, bundle)
     from geomag_edge.benchmarks import queries

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.budgets import LEVELS
-from geomag_edge.cli.arguments import path, watts
+from geomag_edge.cli.arguments import watts
+from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
 from geomag_edge.cli.console import bar_of, print_json, say, steps, table, tell, terminal
 from geomag_edge.cli.targets import add_catalog_argument
 from geomag_edge.errors import FitError, MissingExtraError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `build`."""
-    parser.add_argument("bundle", type=path, metavar="BUNDLE")
+    add_bundle_argument(parser)
     parser.add_argument(
         "--target", default="auto", metavar="T",
         help="see `geomag-edge targets`; auto (default): what this machine is",
@@ -71,7 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Checks the target's rules and the fit, builds what changed, prints the engines."""
-    from geomag_edge.manifest import Bundle
     from geomag_edge.runtime.fit import fit_bundle
     from geomag_edge.runtime.tensorrt.build import BuildOptions
     from geomag_edge.runtime.tensorrt.bundle import FORM, build_bundle
@@ -80,7 +80,7 @@ def execute(args: argparse.Namespace) -> None:
     from geomag_edge.targets.detect import choose_target, look_around
 
     catalog = load_catalog(args.targets_file)
-    bundle = Bundle.open(args.bundle)
+    bundle = open_bundle(args)
     machine = look_around()
     device = catalog.device(args.device) if args.device else None
     if args.target != "auto":

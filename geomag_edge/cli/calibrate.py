@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.cli.arguments import path, positive, seed
+from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
 from geomag_edge.cli.console import counted, needs_extra, print_json, say, table, tell
 from geomag_edge.errors import OutputError
 
@@ -21,7 +22,7 @@ METHODS = ("mse", "minmax", "percentile", "entropy")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `calibrate`."""
-    parser.add_argument("bundle", type=path, metavar="BUNDLE", help="with fp32 graphs")
+    add_bundle_argument(parser, help="with fp32 graphs")
     parser.add_argument(
         "--data", required=True, metavar="SET",
         help="a folder with questions.jsonl, or such a file: image and prompt a line, level if "
@@ -52,7 +53,7 @@ def execute(args: argparse.Namespace) -> None:
     from geomag_edge.manifest import MANIFEST, Bundle
     from geomag_edge.staging import copy_into, staged_folder
 
-    bundle = Bundle.open(args.bundle)
+    bundle = open_bundle(args)
     wanted = capture.graph_digests(bundle)
     if args.output and args.output.resolve() == args.bundle.resolve():
         raise OutputError(f"{args.output} is the bundle itself: leave -o away to calibrate it")

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.cli.arguments import path, positive
+from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
 from geomag_edge.cli.console import counted, print_json, say, table
 from geomag_edge.cli.run import (
     add_engine_arguments,
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `eval`."""
-    parser.add_argument("bundle", type=path, metavar="BUNDLE")
+    add_bundle_argument(parser)
     parser.add_argument(
         "--data", required=True, metavar="SET",
         help="scenes:SEED:COUNT[:SIZE] renders scenes that no training has seen; or a folder with "
@@ -52,9 +53,13 @@ def execute(args: argparse.Namespace) -> None:
 
     if args.output:
         check_place(args.output)
-    bundle, other = Bundle.open(args.bundle), None
+    bundle, other = open_bundle(args), None
     if args.compare:
-        other = Bundle.open(args.compare) if args.compare.is_dir() else read_report(args.compare)
+        other = (
+            Bundle.open(args.compare, args.trust)
+            if args.compare.is_dir()
+            else read_report(args.compare)
+        )
     with counted(None, "check", "picture") as progress:
         dataset = open_dataset(args.data, args.limit, progress)
     report = _ask(bundle, dataset, args, "eval")

@@ -23,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "fp16"))
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.add_argument(
+        "--sign", type=path, metavar="KEY",
+        help="sign the bundle with this private ed25519 key, for --trust to check",
+    )  # fmt: skip
     add_catalog_argument(parser)
 
 
@@ -41,7 +45,14 @@ def execute(args: argparse.Namespace) -> None:
         from geomag_edge.export.exporter import STEPS, export_bundle
     with steps(STEPS, "export") as progress:
         report = export_bundle(
-            args.checkpoint, args.output, args.dtype, target.opset, args.force, progress, target
+            args.checkpoint,
+            args.output,
+            args.dtype,
+            target.opset,
+            args.force,
+            progress,
+            target,
+            args.sign,
         )
     if args.json:
         print_json({"bundle": str(args.output), "target": target.name, "parity": report.to_json()})

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from geomag_edge.cli.arguments import path
+from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
 from geomag_edge.cli.console import print_json, say, table
-from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.tensorrt.profiles import GROWING
 from geomag_edge.runtime.tensorrt.record import BuildRecord, load_records
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `inspect`."""
-    parser.add_argument("bundle", type=path, metavar="BUNDLE")
+    add_bundle_argument(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
     """Checks all files and prints the manifest as tables."""
-    bundle = Bundle.open(args.bundle)
+    bundle = open_bundle(args)
     manifest = bundle.manifest
     sizes = {name: bundle.file(name).stat().st_size for name in manifest.files}
     if args.json:

@@ -21,6 +21,7 @@ from geomag_edge.cli import (
     quickstart,
     run,
     scenes,
+    sign,
     targets,
     verify,
 )
@@ -41,6 +42,7 @@ COMMANDS = (
     bench,
     plan,
     inspect,
+    sign,
     doctor,
 )
 

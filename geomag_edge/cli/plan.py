@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from geomag_edge.budgets import LEVELS
 from geomag_edge.cli.arguments import milliseconds, path, positive
+from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
 from geomag_edge.cli.console import counted, print_json, say, steps, table
 from geomag_edge.cli.run import add_engine_arguments, open_pipeline
 from geomag_edge.errors import InputError
@@ -20,7 +21,7 @@ IMAGE_PX = 4096
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `plan`."""
-    parser.add_argument("bundle", type=path, metavar="BUNDLE")
+    add_bundle_argument(parser)
     parser.add_argument(
         "--latency-ms",
         type=milliseconds,
@@ -55,7 +56,7 @@ def execute(args: argparse.Namespace) -> None:
 
     if args.latency_ms is None and not args.data:
         raise InputError("nothing to plan: give --latency-ms, or --data to measure accuracy")
-    bundle = Bundle.open(args.bundle)
+    bundle = open_bundle(args)
     if args.data:
         bundle = _measure(args, bundle)
     if args.latency_ms is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geomag_edge.cli.arguments import path, points, positive, share
+from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
 from geomag_edge.cli.console import needs_extra, print_json, say, steps, table
 from geomag_edge.errors import InputError
 
@@ -21,7 +22,7 @@ BLAMED = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `quantize`."""
-    parser.add_argument("bundle", type=path, metavar="BUNDLE", help="with fp32 graphs")
+    add_bundle_argument(parser, help="with fp32 graphs")
     parser.add_argument(
         "--recipe", required=True, metavar="R", choices=RECIPES,
         help="fp16: everything that half can hold; int8: linear layers, weights and activations; "
@@ -86,7 +87,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.plot and not args.search:
         raise InputError("--plot draws what a search found: give --search too")
     gate = Gate(args.max_miou_drop, args.min_agreement)
-    bundle = Bundle.open(args.bundle)
+    bundle = open_bundle(args)
     data = open_dataset(args.data) if args.data else None
     engines = tuple(dict.fromkeys(args.engine or ["ort-cpu"]))
     if args.output:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.cli.arguments import milliseconds, number, path, positive, text
+from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
 from geomag_edge.cli.console import counted, print_json, say, show, steps
 from geomag_edge.errors import InputError, OutputError
 from geomag_edge.manifest import Bundle
@@ -55,7 +56,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `run`."""
-    parser.add_argument("bundle", type=path, metavar="BUNDLE")
+    add_bundle_argument(parser)
     parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("prompt", type=text, metavar="PROMPT")
     parser.add_argument(
@@ -99,7 +100,7 @@ def open_pipeline(args: argparse.Namespace, bundle: Bundle | None = None) -> Pip
     """A pipeline as the engine arguments ask for it; `auto`'s measurement shows its progress."""
     from geomag_edge.runtime.pipeline import Pipeline
 
-    bundle = bundle or Bundle.open(args.bundle)
+    bundle = bundle or open_bundle(args)
     if args.engine != "auto":
         if args.remeasure:
             raise InputError(f"--remeasure is for --engine auto, {args.engine} measures nothing")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from geomag_edge.cli.arguments import path
+from geomag_edge.cli.bundle import add_bundle_argument
 from geomag_edge.cli.console import parity_table, print_json, say, steps
 from geomag_edge.cli.run import add_engine_arguments, open_pipeline
 from geomag_edge.errors import ParityError
@@ -13,7 +13,7 @@ from geomag_edge.graphs import TOLERANCES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `verify`."""
-    parser.add_argument("bundle", type=path, metavar="BUNDLE")
+    add_bundle_argument(parser)
     add_engine_arguments(parser)
 
 

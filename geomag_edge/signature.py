@@ -1,0 +1,140 @@
+"""A detached signature over `bundle.json`: who vouches for a bundle, beside what it holds.
+
+The manifest holds every file's sha256, so a signature over its bytes is one over the whole bundle.
+ed25519, 64 bytes as they are in `bundle.json.sig`; keys are files as OpenSSL (PEM) and OpenSSH
+write them, so both are made, kept and checked with the tools that users have.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from geomag_edge.errors import BundleError, InputError, MissingExtraError, OutputError
+from geomag_edge.stored import read_bytes
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
+
+SIGNATURE = "bundle.json.sig"
+SIGNATURE_BYTES = 64
+KEY_BYTES = 100_000
+
+
+def signing_key(path: Path) -> Ed25519PrivateKey:
+    """Reads a private key: PEM (`openssl genpkey -algorithm ed25519`) or OpenSSH's
+    (`ssh-keygen -t ed25519`), without a passphrase.
+
+    Raises:
+        InputError: not readable, of another kind, or locked by a passphrase.
+        MissingExtraError: no cryptography.
+    """
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization as forms
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as e:
+        raise _missing() from e
+    content = read_bytes(path, KEY_BYTES, InputError)
+    for load in (forms.load_pem_private_key, forms.load_ssh_private_key):
+        try:
+            key = load(content, None)
+        except TypeError as e:
+            raise InputError(f"the key {path} is locked by a passphrase: give one without") from e
+        except (ValueError, UnsupportedAlgorithm):
+            continue
+        if isinstance(key, ed25519.Ed25519PrivateKey):
+            return key
+    raise InputError(
+        f"{path} holds no private ed25519 key: make one with `openssl genpkey -algorithm ed25519` "
+        "or `ssh-keygen -t ed25519`"
+    )
+
+
+def trusted_key(path: Path) -> Ed25519PublicKey:
+    """Reads a public key: PEM (`openssl pkey -pubout`) or OpenSSH's line (`id_ed25519.pub`).
+
+    Raises:
+        InputError: not readable, or of another kind.
+        MissingExtraError: no cryptography.
+    """
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization as forms
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as e:
+        raise _missing() from e
+    content = read_bytes(path, KEY_BYTES, InputError)
+    for load in (forms.load_pem_public_key, forms.load_ssh_public_key):
+        try:
+            key = load(content)
+        except (ValueError, UnsupportedAlgorithm):
+            continue
+        if isinstance(key, ed25519.Ed25519PublicKey):
+            return key
+    raise InputError(
+        f"{path} holds no public ed25519 key: `openssl pkey -in KEY -pubout` and `ssh-keygen -y` "
+        "give a private one's"
+    )
+
+
+def write_signature(manifest: Path, key: Ed25519PrivateKey) -> Path:
+    """Signs a manifest as it lies there; an earlier signature is replaced.
+
+    Raises:
+        OutputError: cannot be written.
+    """
+    place = manifest.with_name(SIGNATURE)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{SIGNATURE}.", dir=manifest.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(key.sign(manifest.read_bytes()))
+            os.replace(name, place)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as e:
+        raise OutputError(f"cannot write {place}: {e.strerror or e}") from e
+    return place
+
+
+def check_signature(content: bytes, manifest: Path, trust: Path) -> None:
+    """Refuses a manifest that the owner of a key has not signed.
+
+    Args:
+        content: the manifest's bytes, as they will be read.
+        manifest: where they lie; the signature lies beside.
+        trust: the public key's file.
+
+    Raises:
+        BundleError: no signature, another key's, or one of another manifest.
+        InputError, MissingExtraError: see `trusted_key`.
+    """
+    key = trusted_key(trust)
+    from cryptography.exceptions import InvalidSignature
+
+    place = manifest.with_name(SIGNATURE)
+    if not place.exists():
+        raise BundleError(
+            f"{manifest.parent} is not signed, so it is not trusted: whoever made it signs it with "
+            "`geomag-edge sign`"
+        )
+    signature = read_bytes(place, SIGNATURE_BYTES)
+    try:
+        key.verify(signature, content)
+    except InvalidSignature as e:
+        raise BundleError(
+            f"{manifest} is not what the owner of {trust} signed: another key did, or it was "
+            "changed since; after quantize, calibrate, build or plan, `geomag-edge sign` it again"
+        ) from e
+
+
+def _missing() -> MissingExtraError:
+    return MissingExtraError(
+        'signatures need the package cryptography: pip install "geomag-edge[sign]"'
+    )
