@@ -334,7 +334,7 @@ class Bundle:
                 f"({odd[:80]!r}): nobody vouches for them, so it is not opened"
             )
         for data, size in named.items():
-            if self._place(data).stat().st_size < size:
+            if self.place(data).stat().st_size < size:
                 raise BundleError(f"{file} wants more weights than {data} holds: export it again")
         view, shape = self.manifest.view, self.manifest.decoder
         sizes: dict[str | int, int] = {

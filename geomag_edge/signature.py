@@ -7,12 +7,12 @@ write them, so both are made, kept and checked with the tools that users have.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geomag_edge.errors import BundleError, InputError, MissingExtraError, OutputError
+from geomag_edge.bounds import MANIFEST_BYTES
+from geomag_edge.errors import BundleError, InputError, MissingExtraError
+from geomag_edge.staging import write_whole
 from geomag_edge.stored import read_bytes
 
 if TYPE_CHECKING:
@@ -90,16 +90,7 @@ def write_signature(manifest: Path, key: Ed25519PrivateKey) -> Path:
         OutputError: cannot be written.
     """
     place = manifest.with_name(SIGNATURE)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{SIGNATURE}.", dir=manifest.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(key.sign(manifest.read_bytes()))
-            os.replace(name, place)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as e:
-        raise OutputError(f"cannot write {place}: {e.strerror or e}") from e
+    write_whole(place, key.sign(read_bytes(manifest, MANIFEST_BYTES)))
     return place
 
 

@@ -125,7 +125,9 @@ def test_a_graph_that_it_cannot_load_is_named_in_one_line(copy):
     manifest = json.loads((copy / "bundle.json").read_text())
     manifest["files"]["onnx/fp32/encoder.onnx"] = sha256_of(path)
     (copy / "bundle.json").write_text(json.dumps(manifest))
-    with pytest.raises(EngineError, match=r"OpenVINO cannot load encoder\.onnx: .*Nonsense") as refusal:
+    with pytest.raises(
+        EngineError, match=r"OpenVINO cannot load encoder\.onnx: .*Nonsense"
+    ) as refusal:
         Pipeline.load(copy, engine="openvino")
     assert "\n" not in str(refusal.value)
 
