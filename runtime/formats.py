@@ -40,7 +40,7 @@ MOST_PX = 10**13
 MOST_BANDS = 4096
 MOST_BLOCK_BYTES = 256_000_000
 """A block is decoded whole, with all bands where they are interleaved."""
-MOST_BLOCKS = 16_000_000
+MOST_BLOCKS = 4_000_000
 """Libraries keep some bytes of each; 100,000 px squared in tiles of 256 px have 152,881."""
 SIDECAR_BYTES = 64_000_000
 """A sidecar of text that is larger is refused: GDAL reads it whole."""
@@ -132,22 +132,31 @@ def check_size(name: str, dataset: Any) -> None:
             f"{name} declares {bands} bands, more than {MOST_BANDS}: write the bands that matter "
             "to a file (gdal_translate -b 1 -b 2 -b 3 IN OUT.tif)"
         )
-    together = bands if _interleaved(dataset) else 1
-    shapes = zip(dataset.block_shapes, dataset.dtypes, strict=True)
-    for (rows, columns), kind in set(shapes):
-        block_bytes = rows * columns * _bytes_of(kind) * together
-        if block_bytes > MOST_BLOCK_BYTES:
-            raise ImageError(
-                f"{name} holds its pixels in blocks of {rows} x {columns} ({block_bytes:,} bytes); "
-                f"the most is {MOST_BLOCK_BYTES:,}: rewrite it (gdal_translate -co TILED=YES IN "
-                "OUT.tif)"
-            )
+    if (block_bytes := largest_block_bytes(dataset)) > MOST_BLOCK_BYTES:
+        raise ImageError(
+            f"{name} holds its pixels in blocks of {block_bytes:,} bytes; the most is "
+            f"{MOST_BLOCK_BYTES:,}: rewrite it (gdal_translate -co TILED=YES IN OUT.tif)"
+        )
+    for rows, columns in set(dataset.block_shapes):
         blocks = -(-height // rows) * -(-width // columns)
         if blocks > MOST_BLOCKS:
             raise ImageError(
                 f"{name} holds its pixels in {blocks:,} blocks of {rows} x {columns}; the most is "
                 f"{MOST_BLOCKS:,}: rewrite it (gdal_translate -co TILED=YES IN OUT.tif)"
             )
+
+
+def largest_block_bytes(dataset: Any) -> int:
+    """Bytes that are decoded for one pixel or more."""
+    together = dataset.count if _interleaved(dataset) else 1
+    shapes = set(zip(dataset.block_shapes, dataset.dtypes, strict=True))
+    return max((rows * cols * _bytes_of(k) * together for (rows, cols), k in shapes), default=0)
+
+
+def bytes_per_pixel(dataset: Any, bands: Iterable[int]) -> int:
+    """Bytes that are decoded for a pixel of these bands: all bands where they are interleaved."""
+    kinds = dataset.dtypes
+    return sum(map(_bytes_of, kinds if _interleaved(dataset) else [kinds[b - 1] for b in bands]))
 
 
 def _interleaved(dataset: Any) -> bool:

@@ -26,6 +26,8 @@ Ranges = tuple[Range, ...]
 
 CHUNK_PX = 2_000_000
 """Pixels decoded at a time, which bounds the memory of a read."""
+MOST_CHUNK_PX = 16_000_000
+"""The most where blocks are large."""
 TILE_PX = 16_000_000
 """The most pixels that one read returns; wider looks are averaged down while reading."""
 SAMPLE_PX = 1_000_000

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,10 @@ from geomag_edge.errors import ImageError
 from .bands import BandInfo, chosen_bands
 from .files import open_raster
 from .fill import Sample, all_hold, checked_nodata, frame, impossible_note, samples_of
+from .formats import largest_block_bytes
 from .pixels import (
     CHUNK_PX,
+    MOST_CHUNK_PX,
     SAMPLE_PX,
     TILE_PX,
     U8,
@@ -36,7 +40,11 @@ from .pixels import (
     stretched,
 )
 from .proj import database_note
-from .reading import LINKED, reading, told
+from .reading import CACHE_BYTES, LINKED, raise_lost, reading, told
+from .work import Work
+
+HOLE_PX = 128 * 128
+"""Smaller blocks are read rather than asked for."""
 
 Rect = tuple[int, int, int, int]
 
@@ -110,6 +118,7 @@ class Raster:
         orientation = self._tags_of(0).get("EXIF_Orientation", "1")
         if orientation != "1":
             self.notes.append(orientation_note(orientation))
+        self._block_bytes = largest_block_bytes(ds)
         self.tiled = ds.block_shapes[self._bands[0] - 1][1] < self.width
         self.levels = [Level(self.height, self.width, (1.0, 1.0), ds)]
         for i, _ in enumerate(ds.overviews(self._bands[0])):
@@ -118,7 +127,8 @@ class Raster:
                 factor = (self.height / o.height, self.width / o.width)
                 same = self._says_of_validity(o) == self._says_of_validity(ds)
                 self.levels.append(Level(o.height, o.width, factor, None, i, same))
-        self._scale(value_range)
+        with self._reading():
+            self._scale(value_range)
 
     def _choose(self, asked: Any) -> None:
         """Sets the bands to read and where red, green and blue are among them."""
@@ -207,13 +217,14 @@ class Raster:
         height, width = -(-(row1 - row0) // factor), -(-(col1 - col0) // factor)
         rgb = np.empty((height, width, 3), np.uint8)
         valid = np.ones((height, width), bool)
-        with reading(self.name, self.notes):
-            for chunk in self._chunks(level, window, factor):
-                part, part_valid = self._to_rgb(*self._values(level, chunk))
+        with self._reading():
+            for chunk, hole in self._steps(level, window, factor):
+                part, part_valid = self._to_rgb(*self._values(level, _first(chunk, hole)))
                 if factor > 1:
                     part, part_valid = averaged(part, part_valid, factor)
                 r, c = (chunk[0] - row0) // factor, (chunk[1] - col0) // factor
-                place = np.s_[r : r + part.shape[0], c : c + part.shape[1]]
+                end_r, end_c = -(-(chunk[2] - row0) // factor), -(-(chunk[3] - col0) // factor)
+                place = np.s_[r:end_r, c:end_c]
                 rgb[place] = part
                 if part_valid is not None:
                     valid[place] = part_valid
@@ -261,12 +272,58 @@ class Raster:
         row0, col0, row1, col1 = window
         area = Window(col0, row0, col1 - col0, row1 - row0)
         values = ds.read(self._bands, window=area)
+        raise_lost()
         flags = [self._dataset.mask_flag_enums[b - 1] for b in self._bands]
         if all(MaskFlags.all_valid in f for f in flags) and not self._alphas:
             return values, None
         if level.knows_validity:
             return values, both(None, self._declared(ds, area))
         return values, both(None, self._declared_at(level, window))
+
+    def _steps(self, level: Level, window: Rect, factor: int) -> Iterator[tuple[Rect, bool]]:
+        """The parts of a window to be read one after another, and whether each is a hole.
+
+        Raises:
+            ImageError: it is more work than one look may be.
+        """
+        work = Work(self.name, self._dataset, self._bands)
+        scale = 1.0 if level.knows_validity else math.prod(level.factor)
+        holes = self._leaves_holes and level.dataset is self._dataset
+        work.expect(int(_px(window) * scale), holes)
+        for chunk in self._chunks(level, window, factor):
+            hole = holes and self._is_hole(chunk)
+            if holes and not hole:
+                work.add(_px(chunk))
+            yield chunk, hole
+
+    def _is_hole(self, window: Rect) -> bool:
+        """Whether the file holds nothing of a window, so that all of its pixels are alike."""
+        ds = self._dataset
+        rows, cols = ds.block_shapes[self._bands[0] - 1]
+        row0, col0, row1, col1 = window
+        return all(
+            ds.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band) is None
+            for y in range(row0 // rows, -(-row1 // rows))
+            for x in range(col0 // cols, -(-col1 // cols))
+            for band in {*self._bands, *self._alphas}
+        )
+
+    @cached_property
+    def _leaves_holes(self) -> bool:
+        """Whether it is a GeoTIFF that may lack blocks (those may be most of an image of any size),
+        and that these say all of their pixels, no mask of its own being stored apart."""
+        ds, first = self._dataset, self._bands[0] - 1
+        flags = [ds.mask_flag_enums[b - 1] for b in self._bands]
+        return (
+            ds.driver == "GTiff"
+            and self.tiled
+            and math.prod(ds.block_shapes[first]) >= HOLE_PX
+            and not any(MaskFlags.per_dataset in f and MaskFlags.alpha not in f for f in flags)
+        )
+
+    def _reading(self) -> AbstractContextManager[None]:
+        """`reading`, with a cache that holds what is decoded at a time."""
+        return reading(self.name, self.notes, max(CACHE_BYTES, 2 * self._block_bytes))
 
     def _declared(self, ds: Any, area: Window) -> NDArray[np.bool_]:
         """Which pixels [h,w] of an area hold data by all that the file declares: a mask, nodata
@@ -313,6 +370,8 @@ class Raster:
         width = max(factor, width // factor * factor) if width < col1 - col0 else width
         height = max(CHUNK_PX // width, min(block_rows, 1024))
         height = max(factor, height // factor * factor)
+        if width * height > MOST_CHUNK_PX:  # a few rows of a very wide image
+            width = max(factor, MOST_CHUNK_PX // height // factor * factor)
         for r in range(row0, row1, height):
             for c in range(col0, col1, width):
                 yield r, c, min(r + height, row1), min(c + width, col1)
@@ -326,8 +385,8 @@ class Raster:
         if samples := self._samples_of(self._sample_windows()):
             return samples
         level = self.levels[0]
-        for chunk in self._chunks(level, (0, 0, level.height, level.width), 1):
-            if samples := self._samples_of([(level, chunk)]):
+        for chunk, hole in self._steps(level, (0, 0, level.height, level.width), 1):
+            if samples := self._samples_of([(level, _first(chunk, hole))]):
                 return samples
         raise nothing_valid(self.name)
 
@@ -380,6 +439,17 @@ class Raster:
         for level in getattr(self, "levels", []):
             if level.dataset is not None:
                 level.dataset.close()
+
+
+def _px(window: Rect) -> int:
+    row0, col0, row1, col1 = window
+    return (row1 - row0) * (col1 - col0)
+
+
+def _first(window: Rect, alone: bool) -> Rect:
+    """The first pixel of a window, if it stands for all of them, or the window."""
+    row0, col0, _, _ = window
+    return (row0, col0, row0 + 1, col0 + 1) if alone else window
 
 
 def whole_factor(height: int, width: int) -> int:

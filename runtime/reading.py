@@ -64,13 +64,15 @@ _print_unraisable = sys.unraisablehook
 
 
 @contextmanager
-def reading(name: str, notes: list[str] | None = None) -> Iterator[None]:
+def reading(
+    name: str, notes: list[str] | None = None, cache_bytes: int = CACHE_BYTES
+) -> Iterator[None]:
     """Bounds GDAL's cache, turns what rasterio raises into an `ImageError` of one line, and what a
     decoder merely warns of into `notes`. Keeps GDAL from the network but for names that ask for
     it, and from files beside what is no file here."""
     here = os.path.exists(name.removeprefix("file://"))
     options: dict[str, Any] = {
-        "GDAL_CACHEMAX": CACHE_BYTES,
+        "GDAL_CACHEMAX": cache_bytes,
         # EMPTY_DIR, a usual setting for remote files, would hide the .msk and .ovr of local ones.
         "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE" if here else "EMPTY_DIR",
         "GDAL_VRT_ENABLE_RAWRASTERBAND": "NO",
