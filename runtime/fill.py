@@ -46,7 +46,7 @@ class Fill:
         """[C,h,w] -> bool[h,w]: where pixels hold data; None where all do."""
         valid: Valid = None
         if values.dtype.kind == "f":
-            with np.errstate(invalid="ignore"):
+            with np.errstate(invalid="ignore", over="ignore"):  # float16 ends at 65504
                 valid = (np.abs(values) < IMPOSSIBLE).all(axis=0)  # neither NaN nor infinity
         if (value := self.stored(values.dtype)) is not None:
             data = np.asarray((~_holds(values, value)).any(axis=0))
@@ -225,7 +225,7 @@ def impossible_note(values: NDArray[Any], valid: Valid) -> str | None:
     """Names a value of [C,n] beyond all measurement, if pixels that count as data hold one."""
     if values.dtype.kind != "f":
         return None
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         beyond = np.isfinite(values) & (np.abs(values) >= IMPOSSIBLE)
     if valid is not None:
         beyond &= valid

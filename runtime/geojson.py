@@ -38,10 +38,11 @@ def feature_collection(
     """
     ground = ground_of(georef, masks[0].shape if masks else shape or (1, 1))
     notes = list(ground.notes)
-    features = [
-        _feature(i, mask, label, ground, notes)
-        for i, (mask, label) in enumerate(zip(masks, labels, strict=True), start=1)
-    ]
+    with np.errstate(all="ignore"):  # what is out of all bounds has no place in the end
+        features = [
+            _feature(i, mask, label, ground, notes)
+            for i, (mask, label) in enumerate(zip(masks, labels, strict=True), start=1)
+        ]
     collection = {
         "type": "FeatureCollection",
         "name": "masks",

@@ -31,6 +31,8 @@ WGS84 = "EPSG:4326"  # looked up when it is needed, for that may fail
 STRAY_M = 1000.0
 """A point that comes back from the ground this far away lies outside its projection. The ways there
 and back may be different datum shifts, which are some metres apart."""
+FARTHEST = 1e15
+"""No coordinate is as large: in metres it is a tenth of a light year."""
 POLAR_DEG = 80.0
 """Ground control points beyond this latitude are fitted in a plane, as longitudes meet there."""
 
@@ -140,8 +142,8 @@ def _from_gcps(georef: Georef, shape: tuple[int, int]) -> Ground:
         return _pixels("has ground control points but names no CRS for them")
     count = f"has {len(points)} ground control points"
     xy = np.array([(p.x, p.y) for p in points], np.float64)
-    if not np.isfinite([(p.col, p.row, p.x, p.y) for p in points]).all():
-        return _pixels(f"{count}, of which some are not numbers")
+    if not (np.abs([(p.col, p.row, p.x, p.y) for p in points]) < FARTHEST).all():
+        return _pixels(f"{count}, of which some are no numbers or out of all bounds")
     try:
         if crs.is_geographic:
             xy[:, 0] += 360 * np.round((xy[0, 0] - xy[:, 0]) / 360)
@@ -194,10 +196,12 @@ def _cause(e: Exception) -> str:
 
 
 def _has_area(t: Affine) -> bool:
-    """Whether a transform can be inverted, and not only for what rounding left of it."""
+    """Whether a transform can be inverted, and not only for what rounding left of it, and leads
+    to coordinates that anything could have."""
+    if not all(abs(v) < FARTHEST for v in t[:6]):  # nor if one is not a number
+        return False
     sides = t.a**2 + t.b**2 + t.d**2 + t.e**2
-    area = abs(t.a * t.e - t.b * t.d)
-    return all(map(math.isfinite, (*t[:6], area))) and area > 1e-12 * sides
+    return abs(t.a * t.e - t.b * t.d) > 1e-12 * sides
 
 
 def _through(fit: Any, xy: F64) -> F64:

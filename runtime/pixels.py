@@ -94,11 +94,15 @@ def scaled(values: NDArray[Any], low: float, high: float) -> U8:
     """`low`..`high` -> 0..255, rounded and clipped; NaN -> 0."""
     kind = np.result_type(values.dtype, np.float32)
     info = np.finfo(kind)
-    coarsest = 1000 * max(info.eps * max(abs(low), abs(high)), info.tiny)
-    if not coarsest < high - low < info.max:  # float32 would round the range away
+    coarsest = 1000 * max(float(info.eps) * max(abs(low), abs(high)), float(info.tiny))
+    if not coarsest < high - low < float(info.max):  # float32 would round the range away
         kind = np.promote_types(kind, np.float64)
     out = values.astype(kind)
-    with np.errstate(over="ignore", invalid="ignore"):  # of pixels without data
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):  # of pixels without data
+        if not 1e-300 < high - low < 1e300:  # nor can float64 take 255 times such a range
+            exponent = math.frexp(max(abs(low), abs(high)))[1]
+            out = np.ldexp(out, -exponent)
+            low, high = math.ldexp(low, -exponent), math.ldexp(high, -exponent)
         out -= kind.type(low)
         out *= kind.type(255 / (high - low))
     np.nan_to_num(out, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
