@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import geomag_edge
+from geomag_edge.errors import BundleError, CheckpointError
 from geomag_edge.manifest import DecoderShape, Manifest, ViewSettings
 from geomag_edge.model.digest import checkpoint_digest
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
@@ -16,10 +17,14 @@ from geomag_edge.views import PscSettings
 def describe(
     model: GeoMagForConditionalGeneration, prompt: PromptSettings, checkpoint: Path, out: Path
 ) -> Manifest:
-    """The manifest of a bundle to be, without graphs, files and reports."""
+    """The manifest of a bundle to be, without graphs, files and reports.
+
+    Raises:
+        CheckpointError: its configuration says what no manifest may.
+    """
     config = model.config
     decoder = model.decoder()
-    return Manifest(
+    made = Manifest(
         created_by=f"geomag-edge {geomag_edge.__version__}",
         model_config=_without_places(config.to_dict()),
         view=ViewSettings(
@@ -39,6 +44,13 @@ def describe(
         },
         untrained=list(config.untrained),
     )
+    try:
+        Manifest.from_json(made.to_json())
+    except BundleError as e:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} would make a bundle that is not opened: {e}"
+        ) from e
+    return made
 
 
 def _without_places(config: dict) -> dict:

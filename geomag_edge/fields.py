@@ -26,9 +26,7 @@ def refuse(value: Any, place: str, wanted: str) -> None:
         BundleError: always.
     """
     shown = _kind(value) if isinstance(value, list | dict) else repr(value)[:SHOWN]
-    raise BundleError(
-        f"{place[:120]} is damaged: {shown} where {wanted} should be; get the bundle again"
-    )
+    raise BundleError(f"{place[:120]} is damaged: {shown} where {wanted} should be; get it again")
 
 
 def _kind(value: Any) -> str:
@@ -142,9 +140,7 @@ def record(needed: Mapping[str, Check], perhaps: Mapping[str, Check] | None = No
             refuse(value, place, "a record")
         for name, inner in needed.items():
             if name not in value:
-                raise BundleError(
-                    f"{place[:120]} is damaged: {name} is missing; get the bundle again"
-                )
+                raise BundleError(f"{place[:120]} is damaged: {name} is missing; get it again")
             inner(value[name], f"{place}.{name}")
         for name, inner in (perhaps or {}).items():
             if name in value:

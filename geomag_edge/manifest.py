@@ -22,7 +22,7 @@ from geomag_edge.pending import pending
 from geomag_edge.prompts import PromptSettings
 from geomag_edge.signature import check_signature
 from geomag_edge.staging import found_again
-from geomag_edge.stored import parse_json, read_bytes
+from geomag_edge.stored import open_regular, parse_json, read_bytes
 from geomag_edge.views import PscSettings
 
 MANIFEST = "bundle.json"
@@ -191,7 +191,7 @@ def _reason(e: Exception) -> str:
 def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
     digest = hashlib.sha256()
-    with path.open("rb") as f:
+    with open_regular(path) as f:
         while chunk := f.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from geomag_edge import graphs
 from geomag_edge.bounds import (
     FILES,
     MOST,
@@ -31,7 +32,7 @@ from geomag_edge.fields import (
     text,
     whole,
 )
-from geomag_edge.graphs import CHAIN, FORMS, PSC
+from geomag_edge.graphs import CHAIN, FORMS
 from geomag_edge.spelling import FORMS as SPELLINGS
 
 
@@ -42,6 +43,15 @@ def check_manifest(data: dict[str, Any], name: str) -> None:
         BundleError: says which field is wrong and what it should be.
     """
     _MANIFEST(data, name)
+    check_looks(data, name)
+
+
+def check_looks(data: dict[str, Any], name: str) -> None:
+    """Views, crops and budgets, each of which is sound, together: what a query would take.
+
+    Raises:
+        BundleError: more than a machine would bear, or more than the model has.
+    """
     view, psc = data["preprocessing"], data["psc"]
     if psc["max_crops"] * view["view_px"] ** 2 > VIEW_PIXELS:
         raise BundleError(
@@ -84,7 +94,7 @@ def _precision(value: Any, place: str) -> None:
 
 
 def _graph(value: Any, place: str) -> None:
-    if value not in (*CHAIN, PSC.name):
+    if value not in (*CHAIN, graphs.PSC.name):
         raise BundleError(f"the manifest holds a graph {str(value)[:60]!r}, which is unknown")
 
 
@@ -114,6 +124,12 @@ _FILE = {
 _RECORD = record(_FILE, {"forms": table(record(_FILE), len(FORMS), _form)})
 BUDGET = record({key: _size(key, least) for key, least in
                   (("global_grid", 1), ("crops", 0), ("crop_grid", 0))})  # fmt: skip
+PSC: dict[str, Check] = {
+    "max_crops": _size("max_crops"),
+    "windows": listed(_size("windows"), 64, 1),
+    "overlap": real(0, 1),
+    "levels": _size("levels"),
+}
 _DRIFT = record({}, {"relative": maybe(real())})
 _PARITY = record(
     {},
@@ -161,14 +177,7 @@ _MANIFEST = record(
             },
             {key: maybe(one_of(*SPELLINGS)) for key in ("text_form", "psc_text_form")},
         ),
-        "psc": record(
-            {
-                "max_crops": _size("max_crops"),
-                "windows": listed(_size("windows"), 64, 1),
-                "overlap": real(0, 1),
-                "levels": _size("levels"),
-            }
-        ),
+        "psc": record(PSC),
         "token_budgets": record(dict.fromkeys(LEVELS, BUDGET)),
         "decoder": record({k: _size(k) for k in ("layers", "kv_heads", "head_dim", "hidden")}),
         "graphs": table(table(_RECORD, len(CHAIN) + 1, _graph), PRECISIONS, _precision),

@@ -200,7 +200,7 @@ def read_arrays(path: Path, error: Error = BundleError) -> dict[str, NDArray]:
     except (ValueError, LookupError, ArithmeticError, EOFError, BadZipFile, NotImplementedError,
             MemoryError) as e:  # fmt: skip
         raise error(
-            f"{path.name} is damaged: {(str(e) or type(e).__name__)[:120]}; get the bundle again"
+            f"{path.name} is damaged: {(str(e) or type(e).__name__)[:120]}; get it again"
         ) from e
 
 

@@ -67,8 +67,8 @@ def check_views(vision: PreTrainedConfig) -> None:
     side, patch = vision.image_size, vision.patch_size
     if type(side) is not int or type(patch) is not int or not 0 < patch <= side:
         raise CheckpointError(
-            f"the vision tower has image_size {side} and patch_size {patch}: both must be whole "
-            "numbers, the patch no larger than the image"
+            f"the vision tower has image_size {str(side)[:40]} and patch_size {str(patch)[:40]}: "
+            "both must be whole numbers, the patch no larger than the image"
         )
 
 
@@ -82,7 +82,8 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
         sound = isinstance(values, list | tuple) and len(values) == 3
         if not sound or not all(_number(v) and least <= v <= 1 for v in values):
             raise CheckpointError(
-                f"{name} is {values}: it must be three numbers in 0..1, one a channel, and no std 0"
+                f"{name} is {str(values)[:80]}: it must be three numbers in 0..1, one a channel, "
+                "and no std 0"
             )
 
 

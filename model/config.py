@@ -103,7 +103,7 @@ class GeoMagConfig(PreTrainedConfig):
     @property
     def budgets(self) -> dict[str, TokenBudget]:
         """The token budget of each level."""
-        return {k: TokenBudget.from_json(v) for k, v in self.tmra["budgets"].items()}
+        return {k: TokenBudget.from_json(self.tmra["budgets"][k]) for k in LEVELS}
 
 
 def _sub_config(value: Any, name: str, families: tuple[str, ...]) -> PreTrainedConfig:

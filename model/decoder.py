@@ -8,6 +8,8 @@ Source: the three models' definitions in `transformers`; the ONNX operators `Att
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,7 +113,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, None] + turned * sin[:, None]
 
 
-def check_decoder(config: object) -> None:
+def check_decoder(config: Any) -> None:
     """Refuses what the graph form does not carry.
 
     Raises:
@@ -122,6 +124,13 @@ def check_decoder(config: object) -> None:
         raise CheckpointError(
             "the language model's config says is_causal false: its words look ahead, so it cannot "
             "answer word by word; give a causal model"
+        )
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if heads % kv_heads or head_dim % 2:
+        raise CheckpointError(
+            f"the language model has {heads} heads of {head_dim}, and {kv_heads} for keys and "
+            "values: the first must be a multiple of the last, and a head's size even"
         )
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if "sliding_attention" in kinds:

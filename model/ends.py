@@ -62,14 +62,21 @@ def end_ids(
     chat = [tokenizer.token_to_id(token) for token in CHAT_ENDS]
     found = tuple(dict.fromkeys(i for i in [*first, *named, *chat] if i is not None))
     if not found:
-        said = f" (its eos_token_id is {declared}, its vocabulary has {size})" if declared else ""
+        said = (
+            f" (its eos_token_id is {str(declared)[:80]}, its vocabulary has {size})"
+            if declared
+            else ""
+        )
         raise CheckpointError(
             f"{folder} names no token that ends an answer{said}: set eos_token_id in its "
             f"{GENERATION}"
         )
     outside = [i for i in declared if i not in found and i not in valid_ids(declared, size)]
     if outside:
-        note(f"{folder.name}: eos_token_id {outside[0]} is not in its vocabulary and is left out")
+        note(
+            f"{folder.name}: eos_token_id {str(outside[0])[:80]} is not in its vocabulary and is "
+            "left out"
+        )
     more = [i for i in found if i not in first]
     if first and more:
         tokens = ", ".join(str(tokenizer.id_to_token(i)) for i in more)
@@ -105,8 +112,8 @@ def carry_generation(
     for key, idle in NOT_GREEDY.items():
         if said.get(key) not in idle:
             note(
-                f"{folder.name}: {key} {said[key]} of its {source} has no effect; an answer takes "
-                "the likeliest token at every step, until one that ends it"
+                f"{folder.name}: {key} {str(said[key])[:80]} of its {source} has no effect; an "
+                "answer takes the likeliest token at every step, until one that ends it"
             )
     kept = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {key: getattr(config, key) for key in kept if getattr(config, key) is not None}

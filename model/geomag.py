@@ -12,7 +12,8 @@ from transformers.utils import logging as hf_logging
 
 from geomag_edge.errors import CheckpointError
 from geomag_edge.model.config import GeoMagConfig
-from geomag_edge.model.decoder import CachedDecoder, check_decoder
+from geomag_edge.model.config_fields import read_config
+from geomag_edge.model.decoder import CachedDecoder
 from geomag_edge.model.encoder import GeoMagEncoder, init_encoder
 from geomag_edge.model.mask_head import GeoMagMaskHead
 from geomag_edge.model.projector import GeoMagProjector
@@ -20,9 +21,11 @@ from geomag_edge.model.psc import PromptSelector, WindowSelection
 from geomag_edge.model.weights import (
     check_finite,
     check_loaded,
+    check_size,
     check_weights,
     heard,
     read_json,
+    reason,
     untie_own_head,
 )
 
@@ -110,28 +113,33 @@ def load_checkpoint(
             decoder that the graph cannot carry.
     """
     path = Path(path)
-    check_folder(path)
+    held = check_folder(path)
+    config = read_config(path)
+    what = f"checkpoint {path}"
+    check_size(what, GeoMagForConditionalGeneration, config, held)
     hf_logging.disable_progress_bar()
     with heard():  # what it says is looked at below
         try:
             model, info = GeoMagForConditionalGeneration.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, local_files_only=True,
+                path, config=config, dtype=dtype, use_safetensors=True, local_files_only=True,
                 output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
         except CheckpointError:
             raise
         except Exception as e:
-            reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise CheckpointError(f"checkpoint {path} cannot be loaded: {reason}") from e
-    check_loaded(f"checkpoint {path}", info)
-    check_finite(f"checkpoint {path}", model)
-    check_decoder(model.config.text_config)
+            raise CheckpointError(f"{what} cannot be loaded: {reason(e)}") from e
+    check_loaded(what, info)
+    check_finite(what, model)
     untie_own_head(model.language_model, model.config, model.config.text_config)
     return model.eval().requires_grad_(False)
 
 
-def check_folder(path: Path) -> None:
-    """Refuses what is not a folder with config.json and whole safetensors weights."""
+def check_folder(path: Path) -> int:
+    """How many weights a folder with config.json and whole safetensors files holds.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint folder at {path}")
     try:
@@ -143,7 +151,7 @@ def check_folder(path: Path) -> None:
     model_type = config.get("model_type")
     if model_type != GeoMagConfig.model_type:
         raise CheckpointError(
-            f"{path} holds a {model_type!r} model, not a GeoMag checkpoint: "
+            f"{path} holds a {str(model_type)[:40]!r} model, not a GeoMag checkpoint: "
             "assemble one with `geomag-edge compose`"
         )
-    check_weights(path)
+    return check_weights(path)

@@ -10,7 +10,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     CLIPModel,
     CLIPTextModel,
@@ -24,11 +23,20 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from geomag_edge.errors import CheckpointError
+from geomag_edge.errors import BundleError, CheckpointError
 from geomag_edge.model.config import PROMPT_FAMILIES, TEXT_FAMILIES, VISION_FAMILIES
+from geomag_edge.model.config_fields import part_config
 from geomag_edge.model.decoder import check_decoder
 from geomag_edge.model.ends import valid_ids
-from geomag_edge.model.weights import check_finite, check_loaded, check_weights, read_json
+from geomag_edge.model.weights import (
+    check_finite,
+    check_loaded,
+    check_size,
+    check_weights,
+    read_json,
+    reason,
+)
+from geomag_edge.tokenizer import read_tokenizer
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -109,14 +117,11 @@ def _part_config(folder: Path, families: tuple[str, ...], role: str) -> PreTrain
         raise CheckpointError(
             f"{folder} holds a {model_type!r} model: {role} must be one of {', '.join(families)}"
         )
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except Exception as e:
-        raise CheckpointError(f"{folder}/config.json cannot be used: {_reason(e)}") from e
+    return part_config(folder, data)
 
 
 def _load(folder: Path, kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
-    check_weights(folder)
+    check_size(str(folder), kind, config, check_weights(folder))
     try:
         model, info = kind.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True,
@@ -124,7 +129,7 @@ def _load(folder: Path, kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # named below
         )  # fmt: skip
     except Exception as e:
-        raise CheckpointError(f"{folder} cannot be loaded: {_reason(e)}") from e
+        raise CheckpointError(f"{folder} cannot be loaded: {reason(e)}") from e
     if "lm_head.weight" in info["missing_keys"]:
         raise CheckpointError(
             f"{folder} lacks lm_head.weight, and its config.json does not tie it to the "
@@ -133,12 +138,6 @@ def _load(folder: Path, kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
     check_loaded(str(folder), info)
     check_finite(str(folder), model)
     return model
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error that says something; validation errors begin with their name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__
 
 
 def siglip_form(folder: Path) -> str | None:
@@ -157,15 +156,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         CheckpointError: missing or damaged.
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{folder} has no tokenizer.json: save it with its fast tokenizer")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as e:
-        raise CheckpointError(f"{path} cannot be read: {e}") from e
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+        return read_tokenizer(path)
+    except BundleError as e:
+        raise CheckpointError(str(e)) from e
 
 
 def normalisation(folder: Path, config: PreTrainedConfig) -> tuple[list[float], list[float]]:

@@ -16,6 +16,7 @@ from geomag_edge.cpp_ext import torch_op  # noqa: F401 - registers torch.ops.geo
 from geomag_edge.errors import CheckpointError
 from geomag_edge.model.agreement import check_ids, check_prompt_end
 from geomag_edge.model.config import GeoMagConfig
+from geomag_edge.model.config_fields import read_config
 from geomag_edge.model.ends import end_ids, valid_ids
 from geomag_edge.prompts import IMAGE_TOKEN, SEG_TOKEN, PromptCoder, PromptSettings, read_tokenizer
 
@@ -42,7 +43,7 @@ class GeoMagProcessor:
         for name in TOKENIZERS:
             if not (checkpoint / name).is_file():
                 raise CheckpointError(f"checkpoint {checkpoint} has no {name}")
-        config = GeoMagConfig.from_pretrained(checkpoint)
+        config = read_config(checkpoint)
         text, psc = (read_tokenizer(checkpoint / name) for name in TOKENIZERS)
         for token, wanted in (
             (SEG_TOKEN, config.seg_token_id),

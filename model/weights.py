@@ -7,6 +7,8 @@ on whether `peft` is installed, and fills gaps with random numbers. Here each is
 from __future__ import annotations
 
 import logging
+import math
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,8 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from geomag_edge import stored
 from geomag_edge.errors import CheckpointError
@@ -25,17 +29,22 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 FLOATS = {"F64", "F32", "F16", "BF16"}
 """Types of weights; weights of any other type are quantised or damaged."""
 
+HEADER_BYTES = 32_000_000
+SLACK = 2**25
+"""Tables that no file holds, such as the windows of a view; 0.1 GB."""
+
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _ADAPTER_TENSOR = re.compile(
     r"(^|\.)(lora_\w+|ia3_l|vera_lambda_\w|oft_r|hada_w\d\w?|lokr_w\d\w?|base_layer|base_model"
     r"|modules_to_save)(\.|$)"
 )
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,250}\.safetensors")
 _TABLE = re.compile(r"(^|\.)position_ids$")  # integers in files of before they were left out
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def check_weights(folder: Path) -> None:
-    """Refuses weights that no model should be built from.
+def check_weights(folder: Path) -> int:
+    """How many weights a folder holds; refuses those that no model should be built from.
 
     Raises:
         CheckpointError: an unmerged adapter, quantised, a shard that is missing, pickle weights or
@@ -49,19 +58,68 @@ def check_weights(folder: Path) -> None:
     if method:
         kind = method.get("quant_method", "") if isinstance(method, dict) else ""
         raise _quantised(folder, f"quantization_config {kind}".strip())
+    read_json(folder / "generation_config.json")  # transformers reads it without a look at it
+    held = 0
     for file in _files(folder):
         try:
+            _check_header(file)
             with safe_open(file, framework="np") as opened:
-                types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as e:
+                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+                types = {name: part.get_dtype() for name, part in slices.items()}
+                held += sum(math.prod(part.get_shape()) for part in slices.values())
+        except (SafetensorError, OSError, ValueError) as e:
             raise CheckpointError(
-                f"{folder} cannot be loaded: {file.name} is damaged ({e}); copy it again"
+                f"{folder} cannot be loaded: {file.name} is damaged ({reason(e)}); copy it again"
             ) from e
         for name, dtype in types.items():
             if _ADAPTER_TENSOR.search(name):
                 raise _unmerged(folder, name)
             if dtype not in FLOATS and not (dtype == "I64" and _TABLE.search(name)):
-                raise _quantised(folder, f"{name} is {dtype}")
+                raise _quantised(folder, f"{name[:80]} is {dtype}")
+    return held
+
+
+def _check_header(path: Path) -> None:
+    """A header of hundreds of megabytes would be parsed into gigabytes."""
+    with stored.open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(HEADER_BYTES, os.fstat(file.fileno()).st_size - 8):
+            raise ValueError("its header is larger than it can be")
+
+
+def check_size(what: str, kind: Any, config: PreTrainedConfig, held: int) -> None:
+    """Refuses a config that describes a far larger model than its weights are, before any of that
+    is allocated; `check_loaded` compares tensor by tensor later.
+
+    Args:
+        what: the checkpoint, as the message calls it.
+        kind: the model's class, or one of the `AutoModel` classes.
+        config: as `kind` takes it.
+        held: how many weights the files hold.
+
+    Raises:
+        CheckpointError: too many weights and tables, or none that can be built.
+    """
+    build = getattr(kind, "_from_config", None) or kind.from_config
+    try:
+        with heard(), torch.device("meta"), no_init_weights():
+            model = build(config)
+    except CheckpointError:
+        raise
+    except Exception as e:
+        raise CheckpointError(f"{what} cannot be loaded: {reason(e)}") from e
+    described = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    if described > 2 * held + SLACK:
+        raise CheckpointError(
+            f"{what} holds {held} weights, and its config.json describes a model of {described}: "
+            "copy both again from one place"
+        )
+
+
+def reason(error: Exception) -> str:
+    """What an error of a library says, in a line: validation errors begin with their name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:200] if lines else type(error).__name__
 
 
 def _files(folder: Path) -> list[Path]:
@@ -82,7 +140,13 @@ def _files(folder: Path) -> list[Path]:
     places = index.get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{folder / INDEX} names no shards: copy it again")
-    shards = [folder / Path(str(name)).name for name in sorted(set(places.values()))]
+    for name in places.values():
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise CheckpointError(
+                f"{folder / INDEX} names {str(name)[:80]!r}, which is no safetensors file of this "
+                "folder: copy it again"
+            )
+    shards = [folder / name for name in sorted(set(places.values()))]
     for shard in shards:
         if not shard.is_file():
             raise CheckpointError(
@@ -154,7 +218,7 @@ def check_finite(what: str, model: PreTrainedModel) -> None:
     Raises:
         CheckpointError: the first such tensor, named.
     """
-    for name, weight in model.named_parameters():
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
         if not weight.isfinite().all():
             raise CheckpointError(
                 f"{what} has NaN or infinite weights ({name}, as {str(weight.dtype)[6:]}): "

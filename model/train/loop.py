@@ -41,6 +41,7 @@ from geomag_edge.model.train.state import (
 from geomag_edge.model.train.step import Trainee
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.stored import read_json
+from geomag_edge.tokenizer import read_tokenizer
 
 HEADS = "train_heads.safetensors"
 """The training heads beside a checkpoint's weights: the model itself never reads them."""
@@ -134,7 +135,7 @@ class Trainer:
     ) -> Trainer:
         """A run from a shipped checkpoint, at the step where that one stopped."""
         model = load_checkpoint(checkpoint)
-        text, psc = (Tokenizer.from_file(str(checkpoint / name)) for name in TOKENIZERS)
+        text, psc = (read_tokenizer(checkpoint / name) for name in TOKENIZERS)
         set_seed(config.seed)
         run = cls(config, folder, pool, model, (text, psc), place)
         file = checkpoint / "train_state.json"

@@ -126,7 +126,7 @@ def test_a_bundle_that_may_not_be_read_is_one_line(shown, monkeypatch, error, wh
         Bundle.open(root)
 
 
-@pytest.mark.parametrize("where", ["is_file", "resolve", "open"])
+@pytest.mark.parametrize("where", [(Path, "is_file"), (Path, "resolve"), (os, "open")])
 def test_a_file_that_may_not_be_read_is_one_line(shown, monkeypatch, where):
     root, data = shown
     bundle = Bundle(root, Manifest.from_json(copy.deepcopy(data)))
@@ -134,6 +134,6 @@ def test_a_file_that_may_not_be_read_is_one_line(shown, monkeypatch, where):
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, where, refused)
+    monkeypatch.setattr(*where, refused)
     with pytest.raises(BundleError, match=r"cannot read tokenizer\.json .*Permission denied"):
         bundle.file("tokenizer.json")
