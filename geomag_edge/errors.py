@@ -112,6 +112,8 @@ def explained(e: BaseException) -> tuple[str, int]:
         return "the input is nested too deeply to be read: check where it comes from", 2
     if isinstance(e, OSError):
         return _of_system(e), 2
+    if isinstance(e, ImportError):
+        return f"{one_line(str(e), 160)}; install geomag-edge again (`geomag-edge doctor`)", 2
     if isinstance(e, ValueError) and "embedded null" in str(e):
         return "a name holds a null character, which no file's name can: check the names", 2
     if isinstance(e, UnicodeError):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from geomag_edge.printing import LINE_CHARS, one_line
+from geomag_edge.printing import LINE_CHARS, one_line, printable
 
 
 def geomag_edge(*argv, **settings):
@@ -167,3 +167,21 @@ def test_a_closed_stream_harms_nobody(bundle, tmp_path, closed):
         ["sh", "-c", script, sys.executable, bundle], capture_output=True, timeout=120
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_a_bundle_says_of_itself_acts_on_no_terminal(command, bundle_copy, picture):
+    path = bundle_copy / "bundle.json"
+    manifest = json.loads(path.read_text())
+    manifest["created_by"] = "us\x1b[31m\nbundle  all sha256 good\u2028"
+    manifest["untrained"] = ["\x1b]0;title\x07", "\u202edeniart", "\u009b31m"]
+    path.write_text(json.dumps(manifest))
+    for words in (["inspect", bundle_copy],
+                  ["run", bundle_copy, picture, "ships", "--max-new-tokens", 1]):  # fmt: skip
+        code, out, _ = command(*words)
+        assert code == 0
+        assert "\\u202edeniart" in out
+        assert all(line == printable(line) for line in out.split("\n"))
+    assert not [line for line in out.splitlines() if line.startswith("bundle  all")]
+    code, out, _ = command("inspect", bundle_copy, "--json")
+    assert out.isascii()
+    assert json.loads(out)["created_by"] == manifest["created_by"]

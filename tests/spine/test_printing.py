@@ -91,6 +91,7 @@ class Panic(BaseException):
         (ValueError("embedded null byte"), 2, "null character"),
         (UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed"), 2, "UTF-8"),
         (RecursionError("maximum recursion depth exceeded"), 2, "nested"),
+        (ImportError("No module named 'rasterio'"), 2, "rasterio'; install geomag-edge again"),
         (MemoryError(), 2, "out of memory"),
         (GeoMagError("made of our own"), 1, "made of our own"),
         (KeyError("name"), 1, "internal error: 'name' (run again with --debug"),
