@@ -19,7 +19,8 @@ import rasterio.shutil
 from geomag_edge.errors import ImageError
 from geomag_edge.printing import printable
 
-from .formats import RASTERS, check_beside, check_inside, check_size, opened
+from .formats import RASTERS, WITH_HDF5, check_beside, check_inside, check_size, opened
+from .hdf5 import NAMED, check_hdf5
 from .reading import GDAL_ERRORS, LINKED, REMOTE, reading
 from .vrt import MARK, check_vrt
 
@@ -68,6 +69,10 @@ def _open(name: str, options: dict[str, Any]) -> Any:
         _open(re.split(r"[?]", name.removeprefix("vrt://"))[0], {}).close()
         sign = "&" if "?" in name else "?"
         return opened(f"{name}{sign}if={','.join(RASTERS)}", ("VRT",), **options)
+    part = NAMED.fullmatch(name)
+    if part and os.path.isfile(part[1]):
+        check_hdf5(part[1])
+        return opened(name, WITH_HDF5, **options)
     # rasterio takes the first part of a relative path for a host.
     archive = re.match(r"((?:zip|tar|gzip)(?:\+file)?://)([^/].*)", name)
     if archive:
@@ -77,8 +82,10 @@ def _open(name: str, options: dict[str, Any]) -> Any:
 
 def _open_local(path: str, options: dict[str, Any]) -> Any:
     """A file or a folder here, by its absolute path, which GDAL takes for nothing else."""
-    drivers: tuple[str, ...] = RASTERS
+    drivers: tuple[str, ...] = WITH_HDF5
     check_beside([path])
+    if os.path.isfile(path):
+        check_hdf5(path)
     if os.path.isfile(path) and path.lower().endswith(".vrt"):
         with open(path, "rb") as file:
             if MARK in file.read(1024):

@@ -27,10 +27,11 @@ NESTED = ("GTiff", "PNG", "JPEG", "JP2OpenJPEG", "JP2KAK", "JP2ECW")
 each begins with bytes by which it is told from all others."""
 RASTERS = (
     *NESTED, "WEBP", "GIF", "BIGGIF", "BMP", "PNM", "JPEGXL", "AVIF", "HEIF", "HFA", "ENVI", "EHdr",
-    "AAIGrid", "DTED", "SRTMHGT", "GRIB", "NITF", "netCDF", "HDF5", "HDF5Image", "HDF4",
-    "HDF4Image", "BAG", "Zarr", "GPKG",
+    "AAIGrid", "DTED", "SRTMHGT", "GRIB", "NITF", "Zarr", "GPKG",
 )  # fmt: skip
 """Formats that hold their own pixels."""
+WITH_HDF5 = (*RASTERS, "netCDF", "HDF5", "HDF5Image", "BAG")
+"""The same and those of files that `check_hdf5` has seen."""
 
 DIRECTIONS = ("VRTDataset", "GDAL_WMS", "GDAL_WMTS", "WCS_GDAL", "MRF_META", "GDALTileIndexDataset")
 PAM, AUX = ".aux.xml", ".aux"
