@@ -15,8 +15,8 @@ from geomag_edge.bounds import check_inside
 from geomag_edge.errors import BundleError, OutputError
 from geomag_edge.manifest import MANIFEST, Bundle, sha256_of
 from geomag_edge.owners import folder_in, lock, name_for
-from geomag_edge.pending import KIND, clear, digest_of, discard, finish, folder_name
-from geomag_edge.staging import settle, sweep, sync, write_whole
+from geomag_edge.pending import KIND, digest_of, discard, finish, folder_name
+from geomag_edge.staging import settle, sync, write_whole
 
 
 class Amendment:
@@ -76,7 +76,6 @@ def amended(bundle: Bundle, inside: str) -> Iterator[Amendment]:
                 f"{out} is a link that leaves the bundle, so nothing is written there: copy the "
                 "bundle with files in place of links (cp -rL)"
             )
-        _clean(root)
         with folder_in(root, "amend") as stage:
             try:
                 folder = stage / folder_name(inside)
@@ -90,12 +89,6 @@ def amended(bundle: Bundle, inside: str) -> Iterator[Amendment]:
                 shutil.rmtree(stage, ignore_errors=True)
     except OSError as e:
         raise OutputError(f"cannot write to {root}: {e.strerror or e}") from e
-
-
-def _clean(root: Path) -> None:
-    """Ends what a killed change left: Bundle.open has moved in what was committed."""
-    sweep(root)
-    clear(root, Bundle.open(root).text)
 
 
 def _commit(root: Path, stage: Path, manifest: dict[str, Any], before: dict[str, Any]) -> None:

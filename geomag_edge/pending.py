@@ -17,7 +17,7 @@ from pathlib import Path
 from geomag_edge.bounds import check_inside
 from geomag_edge.errors import BundleError
 from geomag_edge.owners import left_in, name_for
-from geomag_edge.staging import sync
+from geomag_edge.staging import sweep, sync
 
 KIND = "go"
 _WAS = "was"
@@ -38,7 +38,8 @@ def folder_name(inside: str) -> str:
 def pending(root: Path, manifest: bytes) -> dict[str, Path]:
     """Folders of the bundle whose files lie elsewhere: inside -> where.
 
-    What a killed command committed is moved into its place first, where this process may do that.
+    What a killed command committed is moved into its place first, and what it left else is cleared
+    away, where this process may do that.
 
     Args:
         root: the bundle.
@@ -47,9 +48,11 @@ def pending(root: Path, manifest: bytes) -> dict[str, Path]:
     digest = digest_of(manifest)
     found: dict[str, Path] = {}
     for left in left_in(root, KIND):
-        if left.name != digest:
-            continue
         go = left.path
+        if left.name != digest:
+            if left.may_go():
+                discard(go)
+            continue
         if left.abandoned():
             own = root / name_for(digest, KIND)
             with contextlib.suppress(OSError):  # no right to write, or another one was first
@@ -57,6 +60,7 @@ def pending(root: Path, manifest: bytes) -> dict[str, Path]:
                 go = own
                 finish(root, go)
         found |= {inside: go / folder_name(inside) for inside in _insides(go)}
+    sweep(root)
     return found
 
 
@@ -87,14 +91,6 @@ def discard(go: Path) -> None:
     with contextlib.suppress(OSError):
         os.rename(go, trash)
         shutil.rmtree(trash, ignore_errors=True)
-
-
-def clear(root: Path, manifest: bytes) -> None:
-    """Removes changes that were never committed and whose writers are gone."""
-    digest = digest_of(manifest)
-    for left in left_in(root, KIND):
-        if left.name != digest and left.may_go():
-            discard(left.path)
 
 
 def _insides(go: Path) -> list[str]:

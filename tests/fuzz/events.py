@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -120,3 +121,42 @@ def ended_at(
     if os.WIFSIGNALED(status):
         return CUT
     return {0: CUT, 7: ENDED}.get(os.waitstatus_to_exitcode(status), FAILED)
+
+
+def count_of(root: Path, work: Callable[[], object]) -> int:
+    """How many events the work has, done in a process of its own.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    reader, writer = os.pipe()
+
+    def child() -> None:
+        seen: list[str] = []
+        watch(root, seen.append)
+        work()
+        os.write(writer, str(len(seen)).encode())
+
+    pid = forked(child)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        text = told.read()
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
+        raise RuntimeError("the work failed before anything was ended")
+    return int(text)
+
+
+def killed_after(seconds: float, work: Callable[[], object]) -> str:
+    """Kills the work after a time: `cut`, or `ended` or `failed` if it was faster."""
+    pid = forked(work)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return ENDED if status == 0 else FAILED
+        time.sleep(0.0005)
+    os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        return CUT
+    return ENDED if status == 0 else FAILED
