@@ -86,7 +86,7 @@ def test_torch_and_onnx_runtime_get_the_same_numbers(command, bundle, checkpoint
         (("--data", SET, "--budget", "lots"), "unknown budget 'lots'"),
         (("--data", SET, "--precision", "int3"), "no int3 graphs"),
         (("--data", SET, "--engine", "abacus"), "abacus"),
-        (("--data", SET, "--compare", "none.json"), "cannot read the report none.json"),
+        (("--data", SET, "--compare", "none.json"), "cannot read none.json"),
         (("--data", SET, "-o", "no/where.json"), "does not exist"),
         ((), "--data"),
     ],
