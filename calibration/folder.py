@@ -11,6 +11,7 @@ from typing import Any
 from geomag_edge.budgets import LEVELS
 from geomag_edge.errors import DatasetError
 from geomag_edge.runtime.files import open_raster
+from geomag_edge.staging import found_again
 from geomag_edge.stored import json_lines
 
 from .datasets import Box, Item, Picture
@@ -64,6 +65,7 @@ class FolderSet:
         Raises:
             DatasetError: see `open_dataset`.
         """
+        found_again(root)
         if not root.is_dir():
             raise DatasetError(
                 f"no set at {root}: give a folder with {QUESTIONS}, or scenes:SEED:COUNT"

@@ -28,6 +28,7 @@ from geomag_edge.model.weights import (
     reason,
     untie_own_head,
 )
+from geomag_edge.staging import found_again
 
 
 class GeoMagForConditionalGeneration(PreTrainedModel):
@@ -140,6 +141,7 @@ def check_folder(path: Path) -> int:
     Raises:
         CheckpointError: it is something else.
     """
+    found_again(path)
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint folder at {path}")
     try:

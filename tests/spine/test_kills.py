@@ -185,6 +185,17 @@ def test_a_bundle_that_was_moved_aside_is_found_again(golden, monkeypatch):  # n
     assert golden.is_dir()
 
 
+def test_a_set_that_was_moved_aside_is_found_again(tmp_path):
+    from geomag_edge.calibration.folder import FolderSet
+    from geomag_edge.errors import DatasetError
+
+    dead = owners.name_for("set", "old").replace(f"-{os.getpid()}-", "-4194304-")
+    (tmp_path / dead).mkdir()
+    with pytest.raises(DatasetError, match="has no questions"):
+        FolderSet.open(tmp_path / "set")
+    assert os.listdir(tmp_path) == ["set"]
+
+
 def test_a_living_commands_work_is_left_alone(tmp_path):
     """Also where there are no locks, and where the other is in another container."""
     with staged_folder(tmp_path / "one") as one:
