@@ -10,6 +10,7 @@ from typing import Any
 
 from geomag_edge.budgets import LEVELS
 from geomag_edge.errors import DatasetError
+from geomag_edge.prompts import MAX_PROMPT_CHARS
 from geomag_edge.runtime.files import open_raster
 from geomag_edge.staging import found_again
 from geomag_edge.stored import json_lines
@@ -48,7 +49,8 @@ class FolderSet:
     """A set in a folder; `open` has checked all of it."""
 
     def __init__(self, root: Path, lines: list[Line]) -> None:
-        self.root = root
+        self.name = str(root)
+        self.root = root.absolute()  # `netcdf:a.nc` in it must be a file's name, not GDAL's
         self._by_image: dict[str, list[Line]] = {}
         for line in lines:
             self._by_image.setdefault(line.image, []).append(line)
@@ -81,11 +83,6 @@ class FolderSet:
             progress(image)
             made._check(of_image)
         return made
-
-    @property
-    def name(self) -> str:
-        """The folder."""
-        return str(self.root)
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -146,7 +143,7 @@ class FolderSet:
         path = self.root / name
         if not path.is_file():
             raise DatasetError(
-                f"{self.root / QUESTIONS} line {line.number}: there is no {name} in {self.root}"
+                f"{self.root / QUESTIONS} line {line.number}: there is no {name[:80]}"
             )
         with open_raster(str(path.absolute())) as image:
             return image.height, image.width
@@ -167,7 +164,7 @@ def read_lines(path: Path) -> list[Line]:
             raise DatasetError(f"{path} line {number}: {e}") from e
         if line.id in seen:
             raise DatasetError(
-                f"{path} line {number}: id {line.id!r} is that of line {seen[line.id]} too"
+                f"{path} line {number}: id {line.id[:40]!r} is that of line {seen[line.id]} too"
             )
         seen[line.id] = number
         lines.append(line)
@@ -179,11 +176,13 @@ def _parse(number: int, data: Any) -> Line:
         raise DatasetError(f"a question is a JSON object, got {type(data).__name__}")
     unknown = [key for key in data if key not in FIELDS]
     if unknown:
-        raise DatasetError(f"unknown field {unknown[0]!r}: a question has {', '.join(FIELDS)}")
+        raise DatasetError(f"unknown field {unknown[0][:40]!r}: a question has {', '.join(FIELDS)}")
     level = _text(data, "level")
     if level not in LEVELS:
-        raise DatasetError(f"level is {level!r}: give {', '.join(LEVELS[:-1])} or {LEVELS[-1]}")
-    boxes = _boxes(data.get("boxes"))
+        raise DatasetError(
+            f"level is {level[:40]!r}: give {', '.join(LEVELS[:-1])} or {LEVELS[-1]}"
+        )
+    boxes = boxes_of(data.get("boxes"))
     mask = data.get("mask")
     mask_ids = _ids(data.get("mask_ids"))
     if mask is None and mask_ids:
@@ -199,13 +198,13 @@ def _parse(number: int, data: Any) -> Line:
     return Line(
         number=number,
         id=_text(data, "id", f"line-{number}"),
-        image=_path(_text(data, "image"), "image"),
+        image=path_inside(_text(data, "image"), "image"),
         level=level,
         kind=kind,
         prompt=_text(data, "prompt"),
         answer=answer,
         boxes=boxes,
-        mask=None if mask is None else _path(_text(data, "mask"), "mask"),
+        mask=None if mask is None else path_inside(_text(data, "mask"), "mask"),
         mask_ids=mask_ids,
     )
 
@@ -228,27 +227,49 @@ def _text(data: dict[str, Any], key: str, default: str | None = None) -> str:
     if key in ("answer", "id") and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not (value.strip() or key == "answer"):
-        raise DatasetError(f"{key} is {value!r}: give text")
+        raise DatasetError(f"{key} is {_shown(value)}: give text")
+    if len(value) > MAX_PROMPT_CHARS:
+        raise DatasetError(f"{key} has {len(value)} characters, the limit is {MAX_PROMPT_CHARS}")
     return value.strip()
 
 
-def _path(name: str, key: str) -> str:
+def _shown(value: Any) -> str:
+    """A wrong value, as much of it as an error may show."""
+    return repr(value)[:80]
+
+
+def path_inside(name: str, key: str) -> str:
+    """A file of a set: relative to it, and inside it.
+
+    Raises:
+        DatasetError: absolute, leaving the set, or no name that a file can have.
+    """
     parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts:
-        raise DatasetError(f"{key} is {name!r}: give a path inside the set, such as {key}s/1.png")
+    too_long = len(name) > 1000 or any(len(part.encode()) > 255 for part in parts.parts)
+    if parts.is_absolute() or ".." in parts.parts or "\0" in name or too_long:
+        raise DatasetError(
+            f"{key} is {name[:80]!r}: give a path inside the set, such as {key}s/1.png"
+        )
     return name
 
 
-def _boxes(value: Any) -> tuple[Box, ...]:
+def boxes_of(value: Any) -> tuple[Box, ...]:
+    """A question's boxes.
+
+    Raises:
+        DatasetError: not a list of [x0, y0, x1, y1], finite and not empty.
+    """
     made: list[Box] = []
     if not isinstance(value, list | None):
-        raise DatasetError(f"boxes is {value!r}: give a list of [x0, y0, x1, y1]")
+        raise DatasetError(f"boxes is {_shown(value)}: give a list of [x0, y0, x1, y1]")
     for box in value or ():
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise DatasetError(f"box {box!r} is not [x0, y0, x1, y1] in pixels")
+            raise DatasetError(f"box {_shown(box)} is not [x0, y0, x1, y1] in pixels")
         x0, y0, x1, y1 = (float(v) for v in box)
         if x0 >= x1 or y0 >= y1:
-            raise DatasetError(f"box {box} is empty: x0 < x1 and y0 < y1 in [x0, y0, x1, y1]")
+            raise DatasetError(
+                f"box {_shown(box)} is empty: x0 < x1 and y0 < y1 in [x0, y0, x1, y1]"
+            )
         made.append((x0, y0, x1, y1))
     return tuple(made)
 
@@ -268,5 +289,5 @@ def _ids(value: Any) -> tuple[int, ...] | None:
     if not isinstance(value, Sequence) or any(
         not isinstance(i, int) or isinstance(i, bool) or i < 1 for i in value
     ):
-        raise DatasetError(f"mask_ids is {value!r}: give a list of ids of 1 or more")
+        raise DatasetError(f"mask_ids is {_shown(value)}: give a list of ids of 1 or more")
     return tuple(dict.fromkeys(value))

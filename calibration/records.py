@@ -72,11 +72,11 @@ class Record:
             for field in fields(cls):
                 value = getattr(made, field.name)
                 if not isinstance(value, _KINDS[str(field.type)]):
-                    raise TypeError(f"{field.name} is {value!r}")
+                    raise TypeError(f"{field.name} is {repr(value)[:60]}")
             if made.level not in LEVELS:
-                raise TypeError(f"level is {made.level!r}")
+                raise TypeError(f"level is {made.level[:60]!r}")
         except TypeError as e:
-            raise DatasetError(f"a record is damaged: {e}") from e
+            raise DatasetError(f"a record is damaged: {str(e)[:120]}") from e
         return made
 
     def groups(self) -> tuple[str, ...]:

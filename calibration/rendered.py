@@ -104,7 +104,7 @@ class RenderedSet:
         match = _FORM.fullmatch(text)
         if not match:
             raise DatasetError(
-                f"{text!r} is not a set of scenes: write scenes:SEED:COUNT or "
+                f"{text[:60]!r} is not a set of scenes: write scenes:SEED:COUNT or "
                 "scenes:SEED:COUNT:SIZE, such as scenes:1:60 or scenes:1:20:1024"
             )
         size_px = int(match[3]) if match[3] else None

@@ -19,6 +19,8 @@ from .records import ALL, Record, Sums
 
 FORMAT = "geomag-edge evaluation"
 FORMAT_VERSION = 1
+MOST_KINDS = 200
+"""Each is a group, with intervals of its own."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Report:
             raise DatasetError("it is not a report of `geomag-edge eval`")
         if data.get("format_version") != FORMAT_VERSION:
             raise DatasetError(
-                f"it has format version {data.get('format_version')!r}, this program reads "
+                f"it has format version {str(data.get('format_version'))[:40]}, this program reads "
                 f"{FORMAT_VERSION}: evaluate again"
             )
         try:
@@ -138,9 +140,12 @@ class Report:
         except (KeyError, TypeError, ValueError) as e:
             if isinstance(e, DatasetError):
                 raise
-            raise DatasetError(f"it is damaged: {type(e).__name__} at {e}") from e
+            raise DatasetError(f"it is damaged: {type(e).__name__} at {str(e)[:80]}") from e
         if not report.records:
             raise DatasetError("it has no records")
+        kinds = {record.kind for record in report.records}
+        if len(kinds) > MOST_KINDS:
+            raise DatasetError(f"it has {len(kinds)} kinds of questions, {MOST_KINDS} is the most")
         return report
 
 

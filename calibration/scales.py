@@ -130,6 +130,8 @@ def _graph(data: dict[str, Any], stored: Mapping[str, NDArray]) -> GraphScales:
             raise ValueError(f"a threshold of {name} is not above 0")
         tensors[name] = TensorScale(thresholds, int(entry["values"]))
         absmax, rms = stored[entry["channels"]]
+        if absmax.ndim != 1 or absmax.dtype != np.float32 or not np.isfinite([absmax, rms]).all():
+            raise ValueError(f"the channels of {name[:60]} are no finite float32")
         channels[name] = Channels(absmax, rms)
     return GraphScales(str(data["sha256"]), tensors, channels)
 

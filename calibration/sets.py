@@ -19,7 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from geomag_edge.budgets import LEVELS
 from geomag_edge.errors import DatasetError
 from geomag_edge.manifest import sha256_of
-from geomag_edge.prompts import prompt_with_box
+from geomag_edge.prompts import MAX_PROMPT_CHARS, prompt_with_box
 from geomag_edge.runtime.files import open_raster
 from geomag_edge.scenes import RenderedScene, render_scene
 from geomag_edge.stored import json_lines
 
-from .folder import QUESTIONS
+from .folder import QUESTIONS, boxes_of, path_inside
 from .rendered import IN_MEMORY_PX, PREFIX, QUESTIONS_PER_LEVEL, SEEDS_PER_SET, SIZES_PX, items_of
 
 FIRST_SEED = 20_000_000_000
@@ -208,7 +208,7 @@ class Scenes:
         match = _SCENES.fullmatch(text)
         if not match:
             raise DatasetError(
-                f"{text!r} is not a set of scenes: write scenes:SEED:COUNT or "
+                f"{text[:60]!r} is not a set of scenes: write scenes:SEED:COUNT or "
                 "scenes:SEED:COUNT:SIZE, such as scenes:1:24"
             )
         made = cls(int(match[1]), int(match[2]), int(match[3]) if match[3] else None)
@@ -256,7 +256,8 @@ class Lines:
     """Images and prompts of a file with one JSON object a line."""
 
     def __init__(self, name: str, root: Path, questions: list[Question]):
-        self.name, self._root, self._questions = name, root, questions
+        self.name, self._questions = name, questions
+        self._root = root.absolute()  # `netcdf:a.nc` in it must be a file's name, not GDAL's
 
     @classmethod
     def open(cls, path: Path) -> Lines:
@@ -287,25 +288,26 @@ class Lines:
         for key in ("image", "prompt"):
             value = data.get(key)
             if not isinstance(value, str) or not value.strip():
-                raise DatasetError(f"{key} is {value!r}: give text")
-        image, level = PurePosixPath(data["image"]), data.get("level")
-        if image.is_absolute() or ".." in image.parts:
-            raise DatasetError(f"image is {data['image']!r}: give a path inside the set")
+                raise DatasetError(f"{key} is {repr(value)[:80]}: give text")
+        path_inside(data["image"], "image")
+        level = data.get("level")
         if level not in (None, *LEVELS):
-            raise DatasetError(f"level is {level!r}: give {', '.join(LEVELS)} or none")
+            raise DatasetError(f"level is {repr(level)[:80]}: give {', '.join(LEVELS)} or none")
         prompt = data["prompt"].strip()
+        if len(prompt) > MAX_PROMPT_CHARS:
+            raise DatasetError(
+                f"prompt has {len(prompt)} characters, the limit is {MAX_PROMPT_CHARS}"
+            )
         if data.get("kind") == "describe_box":
             prompt = self._with_box(data["image"], prompt, data.get("boxes"))
         return Question(data["image"], prompt, level)
 
     def _with_box(self, image: str, prompt: str, boxes: Any) -> str:
         """A prompt about a box, as an evaluation asks it."""
-        try:
-            ((x0, y0, x1, y1),) = boxes
-            box = (float(x0), float(y0), float(x1), float(y1))
-        except (TypeError, ValueError) as e:
-            raise DatasetError(f"describe_box is about one box, got {boxes!r}") from e
-        return prompt_with_box(prompt, box, *self._size(image))
+        found = boxes_of(boxes)
+        if len(found) != 1:
+            raise DatasetError(f"describe_box is about one box, got {repr(boxes)[:80]}")
+        return prompt_with_box(prompt, found[0], *self._size(image))
 
     def _size(self, name: str) -> tuple[int, int]:
         """Height and width of an image, which is opened to see that it can be."""
@@ -326,4 +328,10 @@ class Lines:
 
     def digest(self, name: str) -> str:
         """sha256 of an image file."""
-        return sha256_of(self._root / name)
+        try:
+            return sha256_of(self._root / name)
+        except OSError as e:
+            raise DatasetError(
+                f"cannot read {self._root / name}: {e.strerror or e}; images of a calibration set "
+                "are files"
+            ) from e

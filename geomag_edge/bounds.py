@@ -33,7 +33,8 @@ JSON_VALUES = 3_000_000
 """Values of one JSON text: short ones take thirty times their bytes in memory."""
 LINE_BYTES = 1_000_000
 LINES_BYTES = 256_000_000
-"""Of one line, and of all, of a set's questions."""
+LINES = 500_000
+"""Of one line, and of all, of a set's questions; and how many lines are read."""
 TOKENIZER_BYTES = 128_000_000
 DEEPEST_JSON = 64
 FILES = 10_000

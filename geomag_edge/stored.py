@@ -27,6 +27,7 @@ from geomag_edge.bounds import (
     JSON_BYTES,
     JSON_VALUES,
     LINE_BYTES,
+    LINES,
     LINES_BYTES,
 )
 from geomag_edge.errors import BundleError, GeoMagError
@@ -170,6 +171,8 @@ def json_lines(path: Path, error: Error) -> Iterator[tuple[int, Any]]:
             line = file.readline(LINE_BYTES + 1)
             if not line:
                 return
+            if number > LINES:
+                raise error(f"{path} has more than {LINES} lines: split it")
             if len(line) > LINE_BYTES:
                 raise error(f"{path} line {number} has more than {LINE_BYTES} bytes: shorten it")
             text = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()

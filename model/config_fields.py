@@ -34,7 +34,7 @@ from geomag_edge.model.config import (
     GeoMagConfig,
 )
 from geomag_edge.model.decoder import check_decoder
-from geomag_edge.model.weights import read_json, reason
+from geomag_edge.model.weights import heard, read_json, reason
 from geomag_edge.spelling import FORMS
 
 WIDTH, WORDS = 1_048_576, 10_000_000
@@ -187,7 +187,8 @@ def _kept(kind: Any, data: dict[str, Any], checks: dict[str, Check], place: str)
 
 def _made(build: Any, path: Path) -> Any:
     try:
-        return build()
+        with heard():  # what it says of older names of fields
+            return build()
     except CheckpointError:
         raise
     except Exception as e:  # transformers raises many kinds for what a field says

@@ -164,7 +164,7 @@ BAD_LINES = [
     (ASK | {"level": "pixels"}, "line 2: level is 'pixels': give image, region or pixel"),
     (ASK | {"level": 3}, "line 2: level is 3: give text"),
     ({"level": "image", "prompt": "x", "answer": "y"}, "line 2: image is missing"),
-    (ASK | {"prompt": "  "}, "line 2: prompt is '  '"),
+    (ASK | {"prompt": "  "}, "line 2: prompt is ' '"),
     (ASK | {"answer": None}, "line 2: the answer is missing"),
     (ASK | {"answer": ["yes"]}, "line 2: answer is"),
     (ASK | {"promt": "x"}, "line 2: unknown field 'promt'"),
