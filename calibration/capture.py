@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import CalibrationError, EngineError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Bundle, Manifest
+from geomag_edge.onnx_model import load_ir, load_proto
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.ort import inference_session
@@ -99,7 +99,7 @@ class ObservingEngine:
     def session(self, graph: str) -> ObservedSession:
         """Opens the observed copy of a graph, its files checked first."""
         path = self.bundle.graph(graph, self.precision)
-        watched = {linear.tensor: linear.channel_axis for linear in find_linears(ir.load(path))}
+        watched = {linear.tensor: linear.channel_axis for linear in find_linears(load_ir(path))}
         seen = {name: Statistics(axis) for name, axis in watched.items()}
         self.statistics[graph] = seen
         heard = self.heard if graph == "llm" else None
@@ -124,7 +124,7 @@ class ObservedSession:
         heard: list[NDArray] | None = None,
     ):
         self._graph, self._seen, self._calls, self._heard = graph, seen, calls, heard
-        model = onnx.load(str(path), load_external_data=False)
+        model = load_proto(path)
         self._outputs = [output.name for output in model.graph.output]
         feeds = {value.name: value for value in model.graph.input}
         kind = onnx.TensorProto.FLOAT

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from geomag_edge.errors import CalibrationError
 from geomag_edge.manifest import Bundle
+from geomag_edge.onnx_model import load_ir, load_proto
 from geomag_edge.runtime.ort import inference_session
 
 from .int4 import BlockWeight, last_layers
@@ -39,7 +39,7 @@ class ForcedLlm:
     """
 
     def __init__(self, graph: Path, threads: int | None = None):
-        model = ir.load(graph)
+        model = load_ir(graph)
         self._weights: dict[str, NDArray[np.float32]] = {}
         self._of: dict[str, str] = {}
         heads = last_layers(model)
@@ -51,7 +51,7 @@ class ForcedLlm:
         if len(heads) != 1:
             raise CalibrationError(f"graph llm has {len(heads)} heads: one makes the logits")
         self._head = self._weights[self._of[next(iter(heads))]]
-        proto = onnx.load(str(graph), load_external_data=False)
+        proto = load_proto(graph)
         for tensor in [t for t in proto.graph.initializer if t.name in self._weights]:
             proto.graph.initializer.remove(tensor)
             proto.graph.input.append(

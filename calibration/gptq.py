@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from numpy.typing import NDArray
 
+from geomag_edge.onnx_model import load_ir, load_proto
 from geomag_edge.runtime.ort import inference_session
 
 from .int4 import BlockWeight, block_for, block_weight, quantize_blocks
@@ -60,7 +60,7 @@ def fitted_blocks(
     Returns:
         node name -> its weight, as `quantize_blocks` gives it.
     """
-    model = ir.load(graph)
+    model = load_ir(graph)
     found = quantize_blocks(model, block, wide8=wide8)
     linears = [x for x in find_linears(model) if x.name in found and found[x.name].bits == 4]
     if not spoken:
@@ -106,7 +106,7 @@ def second_moments(
         tensors: names of values [1,T,K] of the graph.
         threads: CPU threads.
     """
-    model = onnx.load(str(graph), load_external_data=False)
+    model = load_proto(graph)
     have = {value.name for value in model.graph.output}
     kind = onnx.TensorProto.FLOAT
     model.graph.output.extend(

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from geomag_edge.errors import InputError
+from geomag_edge.onnx_model import load_ir, load_proto
 from geomag_edge.runtime.engine import Session
 from geomag_edge.runtime.ort import inference_session
 
@@ -68,8 +69,8 @@ def activation_shapes(path: Path, inputs: Mapping[str, NDArray]) -> dict[str, tu
         path: the graph.
         inputs: of that run.
     """
-    linears = {linear.name: linear.tensor for linear in find_linears(ir.load(path))}
-    model = onnx.load(str(path), load_external_data=False)
+    linears = {linear.name: linear.tensor for linear in find_linears(load_ir(path))}
+    model = load_proto(path)
     given = {value.name for value in model.graph.input}
     have = given | {value.name for value in model.graph.output}
     wanted = sorted(set(linears.values()) - have)

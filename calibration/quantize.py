@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-import onnx_ir as ir
-
 from geomag_edge.amend import amended
 from geomag_edge.errors import InputError
 from geomag_edge.graphs import CHAIN, TOLERANCES
 from geomag_edge.manifest import Bundle
+from geomag_edge.onnx_model import load_ir
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.runtime.reference import FILES, load_reference
 from geomag_edge.runtime.verify import Report as Parity
@@ -160,7 +159,7 @@ def quantize(
                 result = Quantized(recipe, narrow, *_sizes(change.bundle, recipe), search=found)
                 result.given_back = [f"{graph}/{node}" for graph, node in back]
                 if fitted is not None:
-                    result.bits = bits_of(ir.load(change.bundle.graph("llm", recipe)))
+                    result.bits = bits_of(load_ir(change.bundle.graph("llm", recipe)))
                 _measure(
                     change.bundle, recipe, data, reference, gate, engines, threads, result, progress
                 )

@@ -8,6 +8,7 @@ from itertools import zip_longest
 import onnx_ir as ir
 
 from geomag_edge.manifest import Bundle
+from geomag_edge.onnx_model import load_ir
 
 from .linears import find_linears
 from .noise import NOISY, predicted_noise
@@ -48,14 +49,14 @@ def layers_by_noise(
     sizes: dict[Node, int] = {}
     ranked: list[list[Node]] = []
     if losses:
-        size = _sizes(ir.load(bundle.graph("llm", source)))
+        size = _sizes(load_ir(bundle.graph("llm", source)))
         cost = {n: x / size[n] for n, x in losses.items()} if in_4_bits(recipe) else losses
         ranked.append([("llm", n) for n in sorted(cost, key=lambda n: cost[n], reverse=True)])
         sizes |= {("llm", n): size[n] for n in losses}
     for graph, forms in find_recipe(recipe).items():
         if int8_linears not in forms.portable or graph == "llm":
             continue
-        model = ir.load(bundle.graph(graph, source))
+        model = load_ir(bundle.graph(graph, source))
         size = _sizes(model)
         smoothed = smooth(model, scales.graph(graph), method=method)
         found = predicted_noise(model, smoothed, method)

@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from geomag_edge.errors import InputError
 from geomag_edge.manifest import Bundle
+from geomag_edge.onnx_model import load_ir
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.pipeline import Pipeline
@@ -210,7 +209,7 @@ def layer_gains(
             if graph == "psc" or not calls:
                 continue
             path = bundle.graph(graph, source)
-            linears = find_linears(ir.load(path))
+            linears = find_linears(load_ir(path))
             decode = [
                 c for c in calls if graph == "llm" and c.inputs["inputs_embeds"].shape[1] == 1
             ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import os
 import shutil
 from pathlib import Path
@@ -65,5 +64,5 @@ def write_slim(bundle: Bundle, precision: str, out: Path, force: bool = False) -
         for name in sorted(kept):
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.file(name), stage / name)
-        (stage / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n")
+        (stage / MANIFEST).write_text(manifest.to_text())
     return Bundle.open(out)

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from geomag_edge.errors import EngineError
 from geomag_edge.manifest import Bundle
+from geomag_edge.onnx_model import load_proto
 from geomag_edge.runtime.ort import inference_session
 
 FLAGS = "wide"
@@ -110,7 +111,7 @@ class SwitchSession:
     def __init__(self, engine: SwitchEngine, graph: str):
         self._engine, self._graph = engine, graph
         path: Path = engine.bundle.graph(graph, engine.precision)
-        model = onnx.load(str(path), load_external_data=False)
+        model = load_proto(path)
         self._outputs = [output.name for output in model.graph.output]
         self._inputs = {
             value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)

@@ -15,6 +15,7 @@ from geomag_edge.cpp_ext.psc_graph import add_crops
 from geomag_edge.errors import BundleError, ExportError, InputError
 from geomag_edge.graphs import CHAIN, PSC, GraphSpec, all_graphs, port_records
 from geomag_edge.manifest import Bundle
+from geomag_edge.onnx_model import load_ir, load_proto
 
 from .gptq import fitted_blocks
 from .int4 import BlockWeight, check_opset, last_layers
@@ -131,7 +132,7 @@ def _names_a_node(bundle: Bundle, pattern: str) -> bool:
 
 
 def _load(bundle: Bundle, graph: str) -> ir.Model:
-    return ir.load(bundle.graph(graph, SOURCE))
+    return load_ir(bundle.graph(graph, SOURCE))
 
 
 def _source(
@@ -161,7 +162,7 @@ def _half_form(
     origin = change.stage / file if inside else change.bundle.file(record["file"])
     for name in record["data"] if not inside else ():
         change.bundle.file(name)
-    model = ir.load(origin)
+    model = load_ir(origin)
     dequantize_first(model)
     halved(Source(model, spec, GraphScales("", {}), "mse", frozenset()))
     path = change.stage / f"{spec.name}.tensorrt.onnx"
@@ -191,7 +192,7 @@ def _record(
     except Exception as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise ExportError(f"graph {spec.name} in {recipe} is not valid ONNX: {reason}") from e
-    model = onnx.load(str(path), load_external_data=False)
+    model = load_proto(path)
     data = {
         entry.value
         for tensor in model.graph.initializer
@@ -213,7 +214,7 @@ def _psc(change: Amendment, select: dict[str, Any], recipe: str) -> dict[str, An
     """psc.onnx around the quantised psc_select, weights shared."""
     manifest = change.bundle.manifest
     view = manifest.view
-    model = onnx.load(str(change.stage / Path(select["file"]).name), load_external_data=False)
+    model = load_proto(change.stage / Path(select["file"]).name)
     mean_std = np.array([view.mean, view.std], np.float32)
     add_crops(model, mean_std, view.view_px, manifest.psc.max_crops)
     path = change.stage / PSC.file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -106,7 +105,7 @@ def export_bundle(
         _list_files(manifest, stage)
         report = _verify(manifest, processor.coder, samples, stage, dtype, progress)
         manifest.parity[dtype] = report.to_json()
-        (stage / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n")
+        (stage / MANIFEST).write_text(manifest.to_text())
         if key:
             write_signature(stage / MANIFEST, key)
         if not report.ok:

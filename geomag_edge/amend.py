@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 from geomag_edge.bounds import check_inside
 from geomag_edge.errors import BundleError, OutputError
-from geomag_edge.manifest import MANIFEST, Bundle, sha256_of
+from geomag_edge.manifest import MANIFEST, Bundle, Manifest, sha256_of
 from geomag_edge.owners import folder_in, lock, name_for
 from geomag_edge.pending import KIND, digest_of, discard, finish, folder_name
 from geomag_edge.staging import settle, sync, write_whole
@@ -84,16 +83,16 @@ def amended(bundle: Bundle, inside: str) -> Iterator[Amendment]:
                 yield change
                 change.list_files()
                 settle(stage)
-                _commit(root, stage, change.bundle.manifest.to_json(), before)
+                _commit(root, stage, change.bundle.manifest, before)
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
     except OSError as e:
         raise OutputError(f"cannot write to {root}: {e.strerror or e}") from e
 
 
-def _commit(root: Path, stage: Path, manifest: dict[str, Any], before: dict[str, Any]) -> None:
+def _commit(root: Path, stage: Path, manifest: Manifest, before: dict[str, Any]) -> None:
     """Makes the stage a part of the bundle, unless that is another bundle than before."""
-    text = (json.dumps(manifest, indent=1) + "\n").encode()
+    text = manifest.to_text().encode()
     go = root / name_for(digest_of(text), KIND)
     write_whole(stage / MANIFEST, text)
     with lock(root, wait=True):  # two at once: one sees what the other has written

@@ -6,6 +6,7 @@ docs/BUNDLE.md is the specification of the format.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -19,6 +20,7 @@ from geomag_edge.graphs import all_graphs
 from geomag_edge.manifest_fields import check_manifest
 from geomag_edge.onnx_file import OnnxFile, read_onnx
 from geomag_edge.pending import pending
+from geomag_edge.printing import plain
 from geomag_edge.prompts import PromptSettings
 from geomag_edge.signature import check_signature
 from geomag_edge.staging import found_again
@@ -126,6 +128,10 @@ class Manifest:
             "untrained": self.untrained,
             "model_config": self.model_config,
         }
+
+    def to_text(self) -> str:
+        """The text of bundle.json; a report's number that is not finite becomes null."""
+        return json.dumps(plain(self.to_json()), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Manifest:

@@ -119,17 +119,33 @@ def _function(text: mmap.mmap, fields: list[Field], found: OnnxFile) -> None:
         raise BundleError(f"holds a function {name[:60]!r} that no exporter of bundles writes")
 
 
+_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64,
+         14: 64, 15: 128, 16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4}  # fmt: skip
+"""TensorProto.DataType -> bits of a value."""
+
+
 def _tensor(text: mmap.mmap, fields: list[Field], found: OnnxFile) -> None:
     """Where a tensor's values lie, if elsewhere, and up to which byte."""
-    said = {}
-    for number, start, stop, _ in fields:
-        if number == 13 and start >= 0:
+    said: dict[str, str] = {}
+    kind, count = 0, 1
+    for number, start, stop, value in fields:
+        if number == 2 and start < 0:
+            kind = value
+        elif number == 1 and start < 0:
+            count *= value
+        elif number == 1:  # packed
+            while start < stop:
+                value, start = _varint(text, start)
+                count *= value
+        elif number == 13 and start >= 0:
             entry = [*_fields(text, start, stop, iter(range(100)))]
             said[_word(text, entry, 1)] = _word(text, entry, 2)
     if "location" in said:
         sides = [int(said.get(key, "0")) for key in ("offset", "length")]
         if min(sides) < 0:
             raise ValueError("a place below 0")
+        if "length" in said and sides[1] != -(-count * _BITS.get(kind, 0) // 8):
+            raise BundleError("says of a tensor's bytes what its shape does not")
         found.external[said["location"]] = max(found.external.get(said["location"], 0), sum(sides))
 
 

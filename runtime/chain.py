@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomag_edge.errors import BundleError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Manifest
 from geomag_edge.nodata import look_on_data
@@ -70,6 +71,19 @@ class Stopwatch:
         return sums
 
 
+def _expect(value: Any, shape: tuple[int, ...]) -> None:
+    """A graph may declare one shape and give another: no runtime minds.
+
+    Raises:
+        BundleError: it did.
+    """
+    if tuple(value.shape) != shape:
+        raise BundleError(
+            f"a graph gives {list(value.shape)[:8]} where it should give {list(shape)}: export the "
+            "bundle again"
+        )
+
+
 class Chain:
     """The graphs of one bundle on one engine."""
 
@@ -116,6 +130,11 @@ class Chain:
                 "image_shape": np.array([*size, 3], np.int64),
             }
         )
+        grid, count = self.manifest.view.grid, self.manifest.psc.max_crops
+        _expect(seen["granularity"], (1, 3))
+        _expect(seen["relevance"], (grid, grid))
+        _expect(seen["boxes"], (count, 4))
+        _expect(seen["scores"], (count,))
         look = seen["relevance"], seen["boxes"], seen["scores"]
         validity = scene.validity
         shares = None if validity is None else validity.shares(box, len(look[0]))
@@ -134,11 +153,15 @@ class Chain:
             },
             self.values.kept,
         )
+        _expect(out["visual"], (len(views.boxes), grid * grid, self.manifest.decoder.hidden))
         return out["visual"].reshape(-1, self.manifest.decoder.hidden)
 
     def mask_maps(self, views: Views, queries: Any) -> MaskMaps:
         """Mask queries [m,D] (m > 0) against the feature maps of the views."""
         out = self.sessions["mask_head"].run({"features": views.features, "queries": queries})
+        logits = out["mask_logits"]
+        _expect(logits, (len(queries), len(views.boxes), logits.shape[-1], logits.shape[-1]))
+        _expect(out["quality"], (len(queries), len(views.boxes)))
         return MaskMaps(
             views.boxes,
             out["mask_logits"].astype(np.float32),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geomag_edge.errors import GeoMagError, MissingExtraError
+from geomag_edge.onnx_model import load_proto
 
 if TYPE_CHECKING:
     import onnx
@@ -148,14 +149,13 @@ def fixed(path: Path, sizes: Mapping[str, int]) -> onnx.ModelProto:
         CostError: a shape depends on more than the sizes.
     """
     try:
-        import onnx
         from onnx import shape_inference
     except ImportError as e:
         raise MissingExtraError(
             "the fit check reads graphs with the package 'onnx', which is not installed: "
             "pip install onnx"
         ) from e
-    model = onnx.load(str(path), load_external_data=False)
+    model = load_proto(path)
     for value in model.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:

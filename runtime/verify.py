@@ -66,6 +66,7 @@ class ChainDrift:
     ok: bool
     same_level: bool = True
     same_boxes: bool = True
+    same_crops: bool = True
 
 
 @dataclass
@@ -100,6 +101,7 @@ class Report:
             token = "tokens equal" if c.first_token is None else f"token {c.first_token} differs"
             token += "" if c.same_level else ", another task level"
             token += "" if c.same_boxes else ", other boxes"
+            token += "" if c.same_crops else ", other crops"
             iou = "" if c.mask_iou is None else f", mask IoU {c.mask_iou:.4f}"
             return f"the chain on {c.prompt!r} (budget {c.budget}): {token}{iou}"
         return None
@@ -223,12 +225,13 @@ def _ask(chain: Chain, sample: Sample, tolerance: Tolerance) -> ChainDrift:
     iou = min(ious) if ious else None
     same_level = result.granularity == sample.granularity
     same_boxes = _same_boxes(sample.boxes, result.boxes)
-    same = first is None and same_level and same_boxes
+    same_crops = crop_px <= BOX_PX
+    same = first is None and same_level and same_boxes and same_crops
     ok = (same or not tolerance.tokens_equal) and (iou is None or iou >= tolerance.mask_iou)
     return ChainDrift(
         prompt=sample.prompt, budget=sample.budget, tokens=len(sample.token_ids),
         first_token=first, max_crop_px=crop_px, mask_iou=iou, masks=len(sample.masks), ok=ok,
-        same_level=same_level, same_boxes=same_boxes,
+        same_level=same_level, same_boxes=same_boxes, same_crops=same_crops,
     )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from typing import Any
 
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
 from geomag_edge.cli.console import print_json, say, table
@@ -53,7 +55,7 @@ def execute(args: argparse.Namespace) -> None:
     say("")
     parity = [
         (p, r.get("engine", "-"), "ok" if r.get("ok") else r.get("first_drift") or "-",
-         f"{max((d.get('relative') or 0.0 for d in r.get('graphs', [])), default=0.0):.1e}")
+         f"{_worst(r):.1e}")
         for p, found in manifest.parity.items()
         # one report from export, one for each engine from quantize
         for r in ([found] if {"engine", "ok"} & set(found) else found.values())
@@ -68,6 +70,12 @@ def execute(args: argparse.Namespace) -> None:
         say("")
         header = ("engines for", "precision", "built by", "run on sm", "cache", "MB")
         say(*table(header, engines))
+
+
+def _worst(report: dict[str, Any]) -> float:
+    """The largest error over its output's scale; one that was not finite is stored as null."""
+    errors = [d.get("relative", 0.0) for d in report.get("graphs", [])]
+    return max((math.inf if e is None else e for e in errors), default=0.0)
 
 
 def _bytes(record: BuildRecord) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from geomag_edge.errors import EngineError, MissingExtraError
 from geomag_edge.graphs import PAST_PREFIX, PRESENT_PREFIX, WRITE_INDICES
+from geomag_edge.onnx_model import load_proto
 from geomag_edge.targets import Target
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def fixed_cache(path: Path, capacity: int) -> bytes:
             "a fixed cache is made with the package 'onnx', which is not installed: "
             "pip install onnx, or build with --cache growing"
         ) from e
-    model = onnx.load(str(path), load_external_data=False)
+    model = load_proto(path)
     own = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if any(entry.version < LEAST_OPSET for entry in own):
         raise EngineError(

@@ -147,6 +147,13 @@ def test_an_answer_that_was_taken_out_or_falsified_is_found(bundle, field, value
     assert said in verified(bundle, samples=samples).first_drift
 
 
+def test_crops_that_were_falsified_are_found(bundle):
+    samples = reference(bundle)
+    with_crops = next(s for s in samples if len(s.crop_boxes))
+    with_crops.crop_boxes = with_crops.crop_boxes + np.float32(30)
+    assert "other crops" in verified(bundle, samples=samples).first_drift
+
+
 def test_a_reference_survives_the_disk(bundle, tmp_path):
     before = reference(bundle)
     save_reference(before, tmp_path)

@@ -106,3 +106,13 @@ def test_no_folder_is_replaced_through_a_link(bundle, tmp_path):
     ):
         (change.stage / "build.json").write_text("{}")
     assert (victim / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_report_that_is_not_finite_does_not_make_a_bundle_that_nobody_reads(bundle):
+    with amended(bundle, "onnx/int8") as change:
+        add_int8(change)
+        change.bundle.manifest.parity["int8"] = {
+            "ok": False,
+            "graphs": [{"relative": float("inf")}],
+        }
+    assert Bundle.open(bundle.root).manifest.parity["int8"]["graphs"] == [{"relative": None}]

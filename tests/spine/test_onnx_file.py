@@ -140,7 +140,17 @@ def test_only_the_listed_names_as_they_stand_are_weights(golden, place):  # noqa
 def test_weights_lie_within_their_file(golden, offset, length):  # noqa: F811
     model = onnx.load_from_string(encoder())
     model.graph.initializer.append(tensor("encoder.onnx.data", "v", offset, length))
-    with pytest.raises(BundleError, match=r"more weights than|not a readable ONNX file"):
+    with pytest.raises(BundleError, match=r"more weights|a tensor's bytes|not a readable"):
+        with_graph(golden, model).graph("encoder", "fp32")
+
+
+@pytest.mark.parametrize("dims", [[2], [2**40], [0], [1, 1, 3]])
+def test_a_tensors_shape_and_its_bytes_agree(golden, dims):  # noqa: F811
+    model = onnx.load_from_string(encoder())
+    made = tensor("encoder.onnx.data", "v")
+    made.dims[:] = dims
+    model.graph.initializer.append(made)
+    with pytest.raises(BundleError, match="a tensor's bytes"):
         with_graph(golden, model).graph("encoder", "fp32")
 
 
