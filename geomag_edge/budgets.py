@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from geomag_edge.arguments import SHOWN_BELOW, told, whole
 from geomag_edge.errors import BudgetError
 
 LEVELS = ("image", "region", "pixel")
@@ -27,6 +28,8 @@ class TokenBudget:
     crop_grid: int = 0
 
     def __post_init__(self) -> None:
+        for name, number in vars(self).items():
+            whole(number, f"a budget's {name}", -SHOWN_BELOW, error=BudgetError)
         if self.global_grid < 1 or self.crops < 0 or (self.crops > 0 and self.crop_grid < 1):
             raise BudgetError(
                 f"token budget {self} is not possible: the global grid must be at least 1, and "
@@ -116,6 +119,11 @@ def parse_budget(text: str, levels: Mapping[str, TokenBudget], routed: str) -> T
 
 def check_budget(budget: TokenBudget, grid: int, max_crops: int) -> TokenBudget:
     """Refuses a budget finer than the encoder's patch grid or with more crops than `psc` makes."""
+    if not isinstance(budget, TokenBudget):
+        raise BudgetError(
+            f"the budget is {told(budget)}: give a level's name, a form such as 12+4x8 or 200t, a "
+            "number of visual tokens, or a TokenBudget"
+        )
     if budget.global_grid > grid or budget.crop_grid > grid:
         raise BudgetError(
             f"budget {budget} asks for a grid finer than the encoder's {grid} x {grid} patches: "

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 import os
 from pathlib import Path
 from typing import Any
 
-from geomag_edge.errors import InputError
+from geomag_edge.arguments import whole
 
 SYSTEM = Path("/")
 
@@ -84,22 +83,7 @@ def threads_of(asked: Any) -> int | None:
     """
     if asked is None:
         return default_threads()
-    most = max(MOST_THREADS, 4 * (os.cpu_count() or 1))
-    if isinstance(asked, bool):
-        raise InputError(f"threads is {asked}: give a whole number from 1 to {most}")
-    try:
-        threads = operator.index(asked)
-    except TypeError as e:
-        raise InputError(
-            f"threads is of type {type(asked).__name__}: give a whole number from 1 to {most}"
-        ) from e
-    if not 1 <= threads <= most:
-        shown = str(threads) if abs(threads) < 10**12 else "a number of many digits"
-        raise InputError(
-            f"threads is {shown}: give from 1 to {most}, as this machine has "
-            f"{os.cpu_count()} cores and more threads only wait for each other"
-        )
-    return threads
+    return whole(asked, "threads", 1, max(MOST_THREADS, 4 * (os.cpu_count() or 1)))
 
 
 def may_spin(threads: int | None, root: Path = SYSTEM) -> bool:

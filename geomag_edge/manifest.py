@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from geomag_edge import arguments
 from geomag_edge.bounds import MANIFEST_BYTES, check_inside
 from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.errors import BundleError, InputError
@@ -230,7 +231,7 @@ class Bundle:
                 signed by `trust`.
             InputError, MissingExtraError: see `signature.trusted_key`.
         """
-        root = found_again(Path(root))
+        root = found_again(arguments.path(root, "bundle", BundleError))
         path = root / MANIFEST
         try:
             if not path.is_file():

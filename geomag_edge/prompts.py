@@ -14,6 +14,7 @@ A prompt is words: a box in it names a place, and all other markup is read lette
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -104,6 +105,7 @@ class PromptCoder:
 
     def __init__(self, settings: PromptSettings, text: Tokenizer, psc: Tokenizer):
         self.text, self.psc = text, psc
+        self._turn = threading.Lock()  # a tokenizer is set before each use, by one thread at a time
         with tokenizing():
             self.settings = replace(
                 settings,
@@ -143,7 +145,8 @@ class PromptCoder:
 
     def markup_ids(self, text: str) -> list[int]:
         """Ids of text that may hold markup: the template, or the start of an answer."""
-        return _ids(self.text, text, markup=True) if text else []
+        with self._turn:
+            return _ids(self.text, text, markup=True) if text else []
 
     def prefix_ids(self, prefix: str) -> list[int]:
         """Ids of an answer's forced start: its words spelt as the LLM's, its markup kept.
@@ -165,7 +168,8 @@ class PromptCoder:
         had to be cut to its context."""
         form = str(self.settings.psc_text_form)
         words = spelt_prompt(prompt, form) or spelt_prompt(prompt, "lower")
-        ids = _ids(self.psc, words, ends=True)
+        with self._turn:
+            ids = _ids(self.psc, words, ends=True)
         limit = self.settings.psc_context
         cut = len(ids) > limit
         if cut:
@@ -182,18 +186,19 @@ class PromptCoder:
             return self.markup_ids(lead)
         form = str(self.settings.text_form)
         words = spelt_prompt(prompt, form) or spelt_prompt(prompt, "lower")
-        plain = _ids(self.text, words)
-        if {self.settings.seg_token_id, self.text.token_to_id(IMAGE_TOKEN)} & {*plain}:
-            # Words of the vocabulary itself, as in a list of words, are found all the same.
-            words = words.replace(SEG_TOKEN, "[ SEG ]").replace(IMAGE_TOKEN, "< image >")
+        with self._turn:
             plain = _ids(self.text, words)
+            if {self.settings.seg_token_id, self.text.token_to_id(IMAGE_TOKEN)} & {*plain}:
+                # Words of the vocabulary itself, as in a list of words, are found all the same.
+                words = words.replace(SEG_TOKEN, "[ SEG ]").replace(IMAGE_TOKEN, "< image >")
+                plain = _ids(self.text, words)
         return [*self.markup_ids(lead), *plain, *self.markup_ids(rest)]
 
     def decode(self, ids: list[int]) -> str:
         """Ids -> text; [SEG] stays visible, ids outside the vocabulary and ends are left out."""
         size = self.text.get_vocab_size()
         known = [i for i in ids if i < size and i not in self.settings.eos_token_ids]
-        with tokenizing():
+        with self._turn, tokenizing():
             return self.text.decode(known, skip_special_tokens=False).strip()
 
 

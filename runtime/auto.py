@@ -139,6 +139,11 @@ class AutoEngine:
         return [self._engine(form) for form in sorted(forms)]
 
     @property
+    def takes_several(self) -> bool:
+        """As of `Engine`: only if all of those that run graphs do."""
+        return all(getattr(engine, "takes_several", False) for engine in self.opened)
+
+    @property
     def values(self) -> Values:
         """How the chain joins values: an engine's own way only if that engine runs every graph."""
         forms = {x for g in CHAIN for x in (self.choices[g].engine, self.choices[g].decode) if x}

@@ -14,6 +14,7 @@ from typing import Any
 
 from rasterio.enums import ColorInterp
 
+from geomag_edge.arguments import told, whole
 from geomag_edge.errors import ImageError
 
 Rgb = tuple[int, int, int]
@@ -86,7 +87,13 @@ def chosen_bands(asked: Sequence[int] | None, info: BandInfo) -> tuple[Rgb, str 
 
 
 def _asked(asked: Sequence[int], colours: Sequence[int]) -> Rgb:
-    bands = [int(b) for b in asked]
+    try:
+        listed = [] if isinstance(asked, (str, bytes)) else list(asked)
+    except TypeError:
+        listed = []
+    if not listed:
+        raise ImageError(f"bands is {told(asked)}: give band numbers, such as [3, 2, 1]")
+    bands = [whole(band, "a band", 1, error=ImageError) for band in listed]
     if len(bands) not in (1, 3):
         raise ImageError(
             f"{len(bands)} band numbers given: give one (shown as grey) or three (red, green, blue)"

@@ -22,6 +22,7 @@ from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.engine import Engine, Session
 from geomag_edge.runtime.masks import MaskMaps
 from geomag_edge.runtime.scene import Scene
+from geomag_edge.runtime.sharing import Door
 from geomag_edge.runtime.values import HOST, Values, values_of
 from geomag_edge.views import pooling_matrix, token_positions
 
@@ -90,6 +91,8 @@ class Chain:
     def __init__(self, engine: Engine, manifest: Manifest, coder: PromptCoder):
         self.engine, self.manifest, self.coder = engine, manifest, coder
         self.values = values_of(engine)
+        alone = not getattr(engine, "takes_several", False)
+        self.door = Door(("this pipeline", "load the bundle"), self._free, one_at_a_time=alone)
         self.sessions: dict[str, Session] = {}
         try:
             # The LLM first: while its weights are packed they are held twice, so nothing else is.
@@ -100,7 +103,10 @@ class Chain:
             raise
 
     def close(self) -> None:
-        """Frees every graph and the engine."""
+        """Frees every graph and the engine, once no query runs any more."""
+        self.door.close()
+
+    def _free(self) -> None:
         for session in self.sessions.values():
             session.close()
         self.sessions = {}

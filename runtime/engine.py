@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from geomag_edge.arguments import path, text, told
 from geomag_edge.cores import threads_of
-from geomag_edge.errors import EngineError
+from geomag_edge.errors import BundleError, CheckpointError, EngineError
 from geomag_edge.manifest import Bundle
 
 GPU_ENGINES = ("ort-cuda", "tensorrt", "tensorrt-rtx")
@@ -50,7 +51,11 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """Opens the graphs of one bundle in one precision."""
+    """Opens the graphs of one bundle in one precision.
+
+    One whose sessions may run in several threads at once has `takes_several`, which is True; the
+    queries of all others take turns.
+    """
 
     name: str
     precision: str
@@ -85,8 +90,13 @@ def open_engine(
         EngineError: unknown, or not able to run here.
         InputError: no number of threads.
     """
+    if not isinstance(bundle, Bundle):
+        raise BundleError(f"bundle is {told(bundle)}: give a Bundle, as Bundle.open returns it")
+    text(precision, "precision", EngineError)
     threads_of(threads)
-    if name not in ENGINES:
+    if checkpoint is not None:
+        checkpoint = path(checkpoint, "checkpoint", CheckpointError)
+    if text(name, "engine", EngineError) not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: this version has {', '.join(ENGINES)}")
     if precision == ANY and name != "auto":
         raise EngineError(

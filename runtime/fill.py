@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomag_edge.arguments import told
 from geomag_edge.errors import ImageError
 
 Valid = NDArray[np.bool_] | None
@@ -113,10 +114,12 @@ def checked_nodata(nodata: float | None) -> Fill:
     try:
         if nodata is None:
             return Fill()
+        if isinstance(nodata, bool):
+            raise TypeError
         number = float(nodata)
         return Fill(int(nodata) if isinstance(nodata, (int, np.integer)) else number)
     except (TypeError, ValueError, OverflowError) as e:
-        raise ImageError(f"nodata {nodata!r} is not usable: give one number") from e
+        raise ImageError(f"nodata {told(nodata)} is not usable: give one number") from e
 
 
 def frame(height: int, width: int, inside: tuple[int, int, int, int]) -> NDArray[np.bool_]:

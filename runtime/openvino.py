@@ -10,6 +10,7 @@ CPU: where OpenVINO's would saturate, its Q/DQ are computed as what they say, in
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from geomag_edge.graphs import ENCODER
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engine import graph_set
 from geomag_edge.runtime.exact import PROBE, integer_error, is_exact, mentions
+from geomag_edge.runtime.sharing import has_threads
 
 BF16_GRAPHS = frozenset({"encoder", "llm", "mask_head"})
 """What `bf16` runs in bfloat16. The others stay in float32: crops must be the exact ones, an
@@ -48,6 +50,7 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
+    takes_several = True
 
     def __init__(self, bundle: Bundle, precision: str, threads: int | None):
         try:
@@ -58,6 +61,7 @@ class OpenVinoEngine:
             ) from e
         self.bundle, self.precision, self.threads = bundle, precision, threads
         self._core = openvino.Core()
+        has_threads(self._core)
         self._in_bf16 = graph_set(bundle, precision) != precision
         if self._in_bf16:
             bundle.record(ENCODER.name, graph_set(bundle, precision))  # refused on every CPU alike
@@ -119,6 +123,8 @@ class OpenVinoSession:
             self._request = self._compiled.create_infer_request()
         except Exception as e:
             raise EngineError(f"OpenVINO cannot load {path.name}: {_reason(e)}") from e
+        has_threads(self._compiled, self._request)
+        self._turn = threading.Lock()
         used = self._compiled.get_property("INFERENCE_PRECISION_HINT")
         self.provider = f"OpenVINO CPU {used.to_string()}"
         self._inputs = {
@@ -142,18 +148,19 @@ class OpenVinoSession:
             if name not in feeds:
                 raise EngineError(f"the graph needs the input {name!r}, which was not given")
         try:
-            arrays = []  # a shared tensor does not keep its array alive, a cast one has no owner
+            tensors, arrays = {}, []  # a shared tensor does not keep its array alive
             for name, dtype in self._inputs.items():
                 value = feeds[name]
                 if not isinstance(value, openvino.Tensor):
                     arrays.append(np.ascontiguousarray(value, dtype=dtype))
                     value = openvino.Tensor(arrays[-1], shared_memory=arrays[-1].size > 0)
-                self._request.set_tensor(name, value)
+                tensors[name] = value
             # Outputs are written where no earlier run's are, so none of them needs a copy.
             found = {name: openvino.Tensor(*form) for name, form in self._outputs.items()}
-            for name, tensor in found.items():
-                self._request.set_tensor(name, tensor)
-            self._request.infer()
+            with self._turn:  # there is one request, whatever thread asks
+                for name, tensor in (tensors | found).items():
+                    self._request.set_tensor(name, tensor)
+                self._request.infer()
         except Exception as e:
             raise EngineError(f"OpenVINO failed on a graph: {_reason(e)}") from e
         return {name: t if name in keep else t.data for name, t in found.items()}

@@ -14,6 +14,7 @@ from geomag_edge.cores import may_spin, threads_of
 from geomag_edge.errors import EngineError, GeoMagError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.exact import PROBE, is_exact, mentions
+from geomag_edge.runtime.sharing import has_threads, is_fork
 
 FATAL = 4
 
@@ -72,7 +73,7 @@ def inference_session(
     if weights is not None:
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(weights.resolve()))
-    if share_arena:
+    if share_arena and not is_fork():  # another thread may have held its lock when we were forked
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
     set_threads(options, threads)
@@ -83,12 +84,14 @@ def inference_session(
         # This pass gives weights in blocks a zero point of a rank that their kernel then refuses;
         # what it does for other layers, the one behind `x64quantprecision` does as well.
         without.append("QDQS8ToU8Transformer")
-    return ort.InferenceSession(
+    session = ort.InferenceSession(
         model if isinstance(model, bytes) else str(model),
         options,
         providers=["CPUExecutionProvider"],
         disabled_optimizers=without,
     )
+    has_threads(session)
+    return session
 
 
 def set_threads(options: ort.SessionOptions, threads: int | None) -> None:
@@ -108,6 +111,7 @@ class OrtEngine:
     """Opens a bundle's graphs as ONNX Runtime sessions on the CPU."""
 
     name = "ort-cpu"
+    takes_several = True
 
     def __init__(self, bundle: Bundle, precision: str, threads: int | None):
         self.bundle, self.precision, self.threads = bundle, precision, threads

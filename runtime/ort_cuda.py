@@ -26,6 +26,7 @@ from geomag_edge.runtime.cuda.driver import CudaDriver, first_line
 from geomag_edge.runtime.cuda.feeds import on_device
 from geomag_edge.runtime.cuda.values import DeviceValues
 from geomag_edge.runtime.ort import quiet_options, set_threads
+from geomag_edge.runtime.sharing import has_threads
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -134,6 +135,7 @@ class OrtCudaSession:
             self._session = ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as e:
             raise EngineError(f"ONNX Runtime cannot load {path.name}: {first_line(e)}") from e
+        has_threads(self._session)
         wanted = provider[0]
         used = self._session.get_providers()[0]
         if used != wanted:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from geomag_edge.arguments import told
 from geomag_edge.budgets import TokenBudget
-from geomag_edge.errors import BudgetError, InputError
+from geomag_edge.errors import BudgetError, EngineError, InputError
 from geomag_edge.manifest import Bundle
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.chain import Chain
@@ -26,7 +28,9 @@ class Pipeline:
     >>> r = pipe("scene.tif", "segment the ships near the pier")
     >>> r.text, r.granularity, r.budget, r.boxes, r.masks, r.relevance, r.timings_ms
 
-    A pipeline owns its engine's memory: close it, or use it as a context manager.
+    A pipeline owns its engine's memory: close it, or use it as a context manager. Any number of
+    threads may ask it at once, and any of them may close it: queries that run then still end. A
+    process that was forked after a pipeline was loaded loads its own.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Pipeline:
         self.bundle, self.chain = bundle, chain
         self.threads, self.latency_ms = threads, latency_ms
         self._planner: Planner | None = None
+        self._planning = threading.RLock()
         self._judged_elsewhere = judged_elsewhere(bundle.manifest, chain.engine)
 
     @classmethod
@@ -67,16 +72,19 @@ class Pipeline:
                 raise InputError("this bundle is open already: give trust to Bundle.open")
         else:
             bundle = Bundle.open(bundle, trust)
+        if latency_ms is not None:
+            check_latency(latency_ms)
+        if not isinstance(engine, str) and not hasattr(engine, "session"):
+            raise EngineError(f"engine is {told(engine)}: give a name, such as ort-cpu")
         coder = PromptCoder.load(
             bundle.manifest.prompt, bundle.file("tokenizer.json"), bundle.file("psc_tokenizer.json")
         )
         if isinstance(engine, str):
-            precision = precision or default_precision(bundle)
+            precision = default_precision(bundle) if precision is None else precision
             engine = open_engine(engine, bundle, precision, threads, checkpoint)
         pipe = cls(bundle, Chain(engine, bundle.manifest, coder), threads, latency_ms)
         if latency_ms is not None:
             try:
-                check_latency(latency_ms)
                 pipe.planner()
             except BaseException:
                 pipe.close()
@@ -92,7 +100,10 @@ class Pipeline:
         if self._planner is None:
             from geomag_edge.runtime.probe import model_of
 
-            self._planner = Planner.of(self.bundle, model_of(self, self.threads, False, progress))
+            with self.chain.door.inside(), self._planning:
+                if self._planner is None:  # no other thread has measured meanwhile
+                    model = model_of(self, self.threads, False, progress)
+                    self._planner = Planner.of(self.bundle, model)
         return self._planner
 
     def open(
@@ -111,6 +122,7 @@ class Pipeline:
             value_range: what becomes 0 and 255 for other types than uint8: one pair, or three.
             nodata: the value of pixels without data, where the image itself does not say it.
         """
+        self.chain.door.check()
         scene = Scene.open(image, bands, value_range, nodata)
         # What an engine has to say about itself goes with every answer, before the image's notes.
         own = (self._judged_elsewhere,) if self._judged_elsewhere else ()
@@ -163,8 +175,14 @@ class Pipeline:
         return Deadline(self.planner(), latency_ms)
 
     def close(self) -> None:
-        """Frees the engine."""
+        """Frees the engine, once no query runs any more; nothing can be asked from now on."""
         self.chain.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Pipeline cannot be copied or sent to another process: send the bundle's path, and "
+            "load it there"
+        )
 
     def __enter__(self) -> Pipeline:
         return self

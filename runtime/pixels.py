@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from geomag_edge.arguments import told
 from geomag_edge.errors import ImageError
 
 from .fill import Fill, Sample, Valid, fill_notes, without_fill
@@ -153,14 +154,15 @@ def checked_ranges(value_range: Any) -> tuple[Ranges, str]:
     """
     try:
         numbers = np.asarray(value_range, np.float64).reshape(-1).tolist()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     pairs = list(zip(numbers[::2], numbers[1::2], strict=False))
     usable = all(math.isfinite(v) for v in numbers) and all(low < high for low, high in pairs)
     if len(numbers) not in (2, 6) or not usable:
+        given = ", ".join(f"{number:g}" for number in numbers[:7]) or told(value_range)
         raise ImageError(
-            f"value range {value_range!r} is not usable: give two finite numbers, LOW below HIGH, "
-            "or two for each of red, green and blue"
+            f"value range {given} is not usable: give two finite numbers, LOW below HIGH, or two "
+            "for each of red, green and blue"
         )
     shown = ", ".join(f"{low:g}..{high:g}" for low, high in pairs)
     return tuple(pairs if len(pairs) == 3 else pairs * 3), f"values {shown} scaled to 0..255"

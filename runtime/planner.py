@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from geomag_edge.arguments import real, whole
 from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.errors import BudgetError
 from geomag_edge.manifest import Bundle, Manifest
@@ -94,7 +95,13 @@ class Planner:
         return cls(bundle.manifest, model, frontier_of(bundle))
 
     def budgets(self, level: str) -> list[TokenBudget]:
-        """What is considered at a level, cheapest first."""
+        """What is considered at a level, cheapest first.
+
+        Raises:
+            BudgetError: no such level.
+        """
+        if level not in LEVELS:
+            raise BudgetError(f"unknown level {str(level)[:40]!r}: give one of {', '.join(LEVELS)}")
         return self._budgets[level]
 
     def answer_tokens(self, level: str) -> int:
@@ -117,6 +124,8 @@ class Planner:
             levels: PSC's looks at an image of this size (`useful_levels`).
             text_tokens: prompt tokens beside the visual ones.
         """
+        for number, what in ((levels, "levels"), (text_tokens, "text_tokens")):
+            whole(number, what, 0)
         made = []
         for budget in self.budgets(level):
             stages = self.model.query(budget, levels, text_tokens, self.answer_tokens(level))
@@ -165,6 +174,7 @@ def check_latency(latency_ms: float) -> float:
     Raises:
         BudgetError: not a positive finite number.
     """
-    if not 0 < latency_ms < float("inf"):
+    latency_ms = real(latency_ms, "latency_ms", BudgetError)
+    if latency_ms <= 0:
         raise BudgetError(f"a latency of {latency_ms:g} ms is not possible: give more than 0")
     return latency_ms

@@ -6,6 +6,7 @@ Windows are (row0, col0, row1, col1), half open, in pixels of the level they are
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -90,6 +91,7 @@ class Raster:
         self, name: str, bands: Any = None, value_range: Any = None, nodata: float | None = None
     ) -> None:
         self.name = name
+        self._process = os.getpid()
         self.notes: list[str] = []
         database = database_note()  # before a CRS is read
         self._fill = checked_nodata(nodata)
@@ -262,6 +264,11 @@ class Raster:
         )
 
     def _open(self, level: Level) -> Any:
+        if self._process != os.getpid():  # a fork's handles share their place with the parent's
+            for one in self.levels:
+                one.dataset = None
+            self._dataset = self.levels[0].dataset = open_raster(self.name, self.notes)
+            self._process = os.getpid()
         if level.dataset is None:
             level.dataset = open_raster(self.name, self.notes, overview_level=level.overview)
         return level.dataset
@@ -431,6 +438,7 @@ class Raster:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy (`copy.copy`, or one in another process) has handles of its own."""
         self.__dict__ |= state
+        self._process = os.getpid()
         self._dataset = self.levels[0].dataset = open_raster(self.name)
 
     def close(self) -> None:

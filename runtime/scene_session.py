@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from geomag_edge.arguments import called, text, told, whole
 from geomag_edge.budgets import LEVELS, TokenBudget, check_budget, parse_budget
-from geomag_edge.errors import BudgetError, EngineError, PromptError
+from geomag_edge.errors import BudgetError, PromptError
 from geomag_edge.nodata import data_view
 from geomag_edge.prompts import MOST_MASKS, PromptCoder, prompt_in_view
 from geomag_edge.runtime.chain import F32, Chain, Stopwatch, Views
@@ -25,6 +26,7 @@ from geomag_edge.runtime.decode import Decoded, decode_greedily
 from geomag_edge.runtime.mask_boxes import answer_boxes
 from geomag_edge.runtime.masks import Mask, MaskMaps, joined_masks
 from geomag_edge.runtime.scene import Scene
+from geomag_edge.runtime.sharing import Door
 from geomag_edge.runtime.sweep import sweep, sweep_boxes
 from geomag_edge.runtime.values import Values
 from geomag_edge.views import Candidates, choose_crops, global_box, useful_levels
@@ -86,6 +88,8 @@ class SceneSession:
     def __init__(self, chain: Chain, scene: Scene):
         self.chain, self.scene = chain, scene
         self._known: dict[bytes, tuple[Any, Any, Any]] = {}
+        what = "this image's session", "open the image"
+        self._door = Door(what, self._free, one_at_a_time=True)
 
     def views(self, boxes: F32, watch: Stopwatch) -> Views:
         """Encoded views of the boxes, in order; only unseen boxes are encoded."""
@@ -129,16 +133,32 @@ class SceneSession:
             PromptError: empty, or too long for the model with this budget.
             BudgetError: an impossible budget, or a sweep with a deadline.
             InputError: a sweep in views of less than 1 px, or in too many views.
+            EngineError: closed, or opened in the process that this one was forked from.
         """
         if sweep_px is not None and deadline is not None:
             raise BudgetError("a sweep takes as long as it takes: give no time")
+        max_new_tokens = whole(max_new_tokens, "max_new_tokens", 1)
+        text(answer_prefix, "answer_prefix", PromptError)
+        for function, what in ((on_text, "on_text"), (on_view, "on_view")):
+            called(function, what)
+        if deadline is not None and not isinstance(deadline, Deadline):
+            raise BudgetError(f"deadline is {told(deadline)}: give one of Pipeline.deadline")
+        with self.chain.door.inside(), self._door.inside():
+            return self._answer(
+                prompt, budget, max_new_tokens, answer_prefix, on_text, deadline, sweep_px, on_view
+            )
+
+    def _answer(
+        self, prompt: str, budget: str | int | TokenBudget | None, max_new_tokens: int,
+        answer_prefix: str, on_text: Callable[[str], None] | None, deadline: Deadline | None,
+        sweep_px: int | None, on_view: Callable[[str], None],
+    ) -> Result:  # fmt: skip
+        """As `ask`, inside both doors."""
         chain, scene, manifest = self.chain, self.scene, self.chain.manifest
         size = scene.height, scene.width
         sweep_views = 0 if sweep_px is None else self._views_of_sweep(sweep_px)
         watch = Stopwatch(chain.values)
         coder, settings = chain.coder, chain.coder.settings
-        if not chain.sessions:
-            raise EngineError("this pipeline is closed: load the bundle again")
         start = time.perf_counter()
         notes = list(scene.notes)
         if manifest.untrained:
@@ -248,12 +268,12 @@ class SceneSession:
         side = math.ceil(self.global_view[2] - self.global_view[0])
         return useful_levels(side, side, view.view_px, view.grid, psc)
 
-    def _budget(self, wanted: str | int | TokenBudget | None, level: str) -> TokenBudget:
+    def _budget(self, wanted: Any, level: str) -> TokenBudget:
         manifest = self.chain.manifest
         if wanted is None:
             return manifest.budgets[level]
-        if isinstance(wanted, int):
-            wanted = f"{wanted}t"
+        if isinstance(wanted, (int, np.integer)) and not isinstance(wanted, bool):
+            wanted = manifest.budgets[level].fitted(int(wanted))
         if isinstance(wanted, str):
             wanted = parse_budget(wanted, manifest.budgets, level)
         return check_budget(wanted, manifest.view.grid, manifest.psc.max_crops)
@@ -346,9 +366,18 @@ class SceneSession:
         )
 
     def close(self) -> None:
-        """Forgets the encoded views and closes the image."""
+        """Forgets the encoded views and closes the image, once no query runs any more."""
+        self._door.close()
+
+    def _free(self) -> None:
         self._known.clear()
         self.scene.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a session cannot be copied or sent to another process: send the bundle's path and "
+            "the image, and open them there"
+        )
 
     def __enter__(self) -> SceneSession:
         return self

@@ -7,9 +7,11 @@ freed. So a child is told to open its own, and never frees its parent's.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,8 +19,12 @@ from typing import Any
 
 from geomag_edge.errors import EngineError
 
+LAST_WORDS_S = 60.0
+"""How long an interpreter that ends waits for queries of daemon threads."""
+
 _with_threads: weakref.WeakSet[Any] = weakref.WeakSet()
-_forked = False
+_doors: weakref.WeakSet[Door] = weakref.WeakSet()
+_forked = _ending = False
 
 
 class Door:
@@ -28,18 +34,20 @@ class Door:
 
     Args:
         what: the thing, with its remedy, in words: "this pipeline", "load the bundle".
-        free: frees it; called once.
+        free: a method of the thing that frees it; called once.
         one_at_a_time: others wait at the door; whoever is inside may come in again.
     """
 
     def __init__(
         self, what: tuple[str, str], free: Callable[[], None], one_at_a_time: bool = False
     ) -> None:
-        self._what, self._free = what, free
+        self._what = what
+        self._method = weakref.WeakMethod(free)  # the thing owns its door, and not the reverse
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._turn: Any = threading.RLock() if one_at_a_time else nullcontext()
         self._inside, self._closed = 0, False
+        _doors.add(self)
 
     def check(self) -> None:
         """Whether one may come in.
@@ -66,7 +74,10 @@ class Door:
         self.check()
         with self._lock:
             self.check()
-            self._inside += 1
+            ending = _ending and threading.current_thread() is not threading.main_thread()
+            self._inside += not ending
+        if ending:  # a daemon's thread, which the interpreter would end inside of an engine
+            threading.Event().wait()
         try:
             with self._turn:
                 yield
@@ -76,6 +87,19 @@ class Door:
                 last = self._closed and not self._inside
             if last:
                 self._free()
+
+    def wait(self, until: float) -> None:
+        """Waits for whoever is inside, but no longer than to a moment of `time.monotonic`."""
+        if self._process != os.getpid():
+            return
+        with self._lock:  # whoever comes now sees that the end has begun
+            pass
+        while self._inside and time.monotonic() < until:
+            time.sleep(0.005)
+
+    def _free(self) -> None:
+        if method := self._method():
+            method()
 
     def close(self) -> None:
         """Lets nobody in any more, and frees the thing once nobody is inside. Closing again does
@@ -105,6 +129,16 @@ def _keep_for_ever() -> None:
     _forked = True
     for native in list(_with_threads):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
+
+
+@atexit.register
+def _finish() -> None:
+    """Python ends a daemon's thread wherever it is; inside of an engine that aborts the process."""
+    global _ending
+    _ending = True
+    until = time.monotonic() + LAST_WORDS_S
+    for door in list(_doors):
+        door.wait(until)
 
 
 if hasattr(os, "register_at_fork"):

@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from geomag_edge.arguments import SHOWN_BELOW, whole
 from geomag_edge.errors import InputError
 from geomag_edge.views import global_box
 
@@ -49,7 +50,7 @@ def sweep_boxes(height: int, width: int, side_px: int) -> NDArray[np.float32]:
     Raises:
         InputError: a side of less than 1 px, or so small that views are beyond counting.
     """
-    if side_px < 1:
+    if whole(side_px, "sweep_px", -SHOWN_BELOW) < 1:
         raise InputError(f"a sweep in views of {side_px} px: give a side of at least 1 px")
     if max(height, width) <= side_px:
         return np.zeros((0, 4), np.float32)

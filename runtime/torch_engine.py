@@ -24,6 +24,7 @@ from geomag_edge.graphs import (
     present_names,
 )
 from geomag_edge.manifest import Bundle
+from geomag_edge.runtime.sharing import is_fork
 
 if TYPE_CHECKING:
     from geomag_edge.model.geomag import GeoMagForConditionalGeneration
@@ -35,6 +36,7 @@ class TorchEngine:
     name = "torch"
 
     precision = "fp32"
+    takes_several = True
 
     def __init__(self, model: GeoMagForConditionalGeneration):
         self.model = model
@@ -50,7 +52,7 @@ class TorchEngine:
         """Loads the checkpoint that a bundle was exported from.
 
         Raises:
-            EngineError: another precision than fp32.
+            EngineError: another precision than fp32, or several threads in a fork.
             MissingExtraError: no PyTorch.
             CheckpointError: the checkpoint is not there, or is another one.
         """
@@ -64,7 +66,13 @@ class TorchEngine:
             raise MissingExtraError(
                 'the torch engine needs PyTorch: pip install "geomag-edge[export]"'
             ) from e
-        if (threads := threads_of(threads)) is not None:
+        threads = threads_of(threads)
+        if is_fork() and threads != 1:  # OpenMP would wait for threads of the parent
+            raise EngineError(
+                "the torch engine runs in a fork with one thread only: give threads=1, or start "
+                "this process by multiprocessing's spawn"
+            )
+        if threads is not None:
             torch.set_num_threads(threads)
         return cls(load_checkpoint(_find_checkpoint(bundle, checkpoint)))
 

@@ -26,6 +26,7 @@ from geomag_edge.runtime.cuda.driver import CudaDriver
 from geomag_edge.runtime.cuda.feeds import on_device
 from geomag_edge.runtime.cuda.replay import Arrays, Replays
 from geomag_edge.runtime.cuda.values import DeviceValues
+from geomag_edge.runtime.sharing import has_threads
 from geomag_edge.runtime.tensorrt.cache import FixedCache, GrowingCache
 from geomag_edge.runtime.tensorrt.flavour import Flavour, load_flavour
 from geomag_edge.runtime.tensorrt.log import first_error, logger_of
@@ -195,6 +196,7 @@ class TensorRtSession:
     """
 
     def __init__(self, owner: TensorRtEngine, graph: str) -> None:
+        has_threads(self)  # and more that no fork can free: a context, memory of the device
         self._owner, self._device, self._graph = owner, owner.device, graph
         record, driver = owner.record, owner.device.driver
         files = record.engines.get(graph)
