@@ -174,7 +174,8 @@ def check_latency(latency_ms: float) -> float:
     Raises:
         BudgetError: not a positive finite number.
     """
-    latency_ms = real(latency_ms, "latency_ms", BudgetError)
-    if latency_ms <= 0:
+    if not isinstance(latency_ms, float):
+        latency_ms = real(latency_ms, "latency_ms", BudgetError)
+    if not 0 < latency_ms < float("inf"):
         raise BudgetError(f"a latency of {latency_ms:g} ms is not possible: give more than 0")
     return latency_ms
