@@ -29,7 +29,7 @@ _OTHERS = {"edge", "rededge", "infra", "infrared", "nir", "swir", "coastal", "de
            "pan", "qa", "mask", "ratio", "index", "minus", "over"}  # fmt: skip
 """Words that make of a colour's name another band's: red edge, coastal blue, red/blue ratio."""
 _NUMBER = re.compile(r"(?<![a-z0-9])(sr_?)?b(and)?(_?)(\d{1,2})(?![a-z0-9])", re.I)
-_VALUE = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
+_VALUE = r"(\d+(?:[.,]\d+)?(?:e[+-]?\d+)?)"
 _NM = re.compile(_VALUE + r"\s*(nm|nanomet\w+|um|µm|μm|micromet\w+|micron\w*)\b", re.I)
 _NUMBERED = (
     (
@@ -208,10 +208,15 @@ def _centre_nm(info: BandInfo, band: int) -> float | None:
     said.append(info.names[band - 1] or "")
     for text in said:
         if match := _NM.search(text):
-            return float(match[1]) * (1 if match[2].lower().startswith("n") else 1000)
+            return _number(match[1]) * (1 if match[2].lower().startswith("n") else 1000)
     if "wavelength" in tags and (
         match := re.fullmatch(rf"\s*{_VALUE}\s*", tags["wavelength"], re.I)
     ):
-        value = float(match[1])  # no unit: micrometres of visible light are below 1
+        value = _number(match[1])  # no unit: micrometres of visible light are below 1
         return value if value > 100 else value * 1000
     return None
+
+
+def _number(text: str) -> float:
+    """A number with a decimal point or, as much of the world writes it, a comma."""
+    return float(text.replace(",", "."))

@@ -83,6 +83,8 @@ def _open(name: str, options: dict[str, Any]) -> Any:
 def _open_local(path: str, options: dict[str, Any]) -> Any:
     """A file or a folder here, by its absolute path, which GDAL takes for nothing else."""
     drivers: tuple[str, ...] = WITH_HDF5
+    if not os.path.isfile(path) and not os.path.isdir(path):
+        raise ImageError(f"{path} is a pipe or a device: give an image file")
     check_beside([path])
     if os.path.isfile(path):
         check_hdf5(path)

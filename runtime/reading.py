@@ -49,8 +49,8 @@ have no public name."""
 REMOTE = re.compile(
     r"\b(https?|ftp|s3|gs|az|oss)://|/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)", re.I
 )
-_ADVICE = re.compile(r" *\(this (error|warning) can be turned .*?\)", re.I)
-_LINKED = re.compile(rf"[^\s'\"]*/{LINKED}[^/]*/")
+_ADVICE = re.compile(r"(?<! ) *\(this (error|warning) can be turned .*?\)", re.I)
+_LINKED = re.compile(rf"(?<![^\s'\"])[^\s'\"]*/{LINKED}[^/]*/")
 _WARNING = "read, though GDAL warns: "
 
 

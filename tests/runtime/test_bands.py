@@ -86,6 +86,7 @@ def test_numbers_of_the_file_win_over_the_places_of_its_bands():
         [{"wavelength": f"{nm:.3e}"} for nm in (443, 482, 561, 655)],
         [{"wavelength": f"{nm:.2E}", "wavelength_units": "nm"} for nm in (443, 482, 561, 655)],
         [{"central_wavelength_um": f"{um:e}"} for um in (0.443, 0.482, 0.561, 0.655)],
+        [{"wavelength": str(um).replace(".", ",")} for um in (0.443, 0.482, 0.561, 0.655)],
     ],
 )
 def test_wavelengths_tell_the_colours(tags):

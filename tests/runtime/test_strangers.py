@@ -320,3 +320,17 @@ def test_an_hdf5_that_holds_its_pixels_is_read(tmp_path):
     rasterio.shutil.copy(str(grey), str(tmp_path / "a.nc"), driver="netCDF", FORMAT="NC4C")
     with Scene.open(tmp_path / "a.nc") as scene:
         np.testing.assert_array_equal(scene.thumbnail(80)[0], PICTURE[..., :1].repeat(3, 2))
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/stdin", "pipe"])
+def test_a_pipe_or_a_device_is_no_image(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    refused(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 200_000, " " * 200_000 + "(", "a/" * 100_000, "file://" * 9999]
+)
+def test_a_name_of_any_length_is_refused_at_once_and_in_short(name):
+    refused(name)
