@@ -21,6 +21,7 @@ from .datasets import Rect
 IN_MEMORY_PX = 16_000_000
 """Masks of up to this many pixels are held while their picture is asked about; larger ones stay
 open and are read by windows."""
+MOST_PX = 4_000_000_000
 STRIP_PX = 4_000_000
 MAX_ID = 1_000_000
 
@@ -67,6 +68,11 @@ class LabelImage:
                 raise DatasetError(
                     f"{name} has {file.count} bands of {file.dtypes[0]}: a mask is one band of "
                     "whole numbers, 0 for the background"
+                )
+            if file.height * file.width > MOST_PX:
+                raise DatasetError(
+                    f"{name} has {file.height} x {file.width} pixels, and all of a mask are read: "
+                    f"the most is {MOST_PX:,}"
                 )
             return file if file.height * file.width > IN_MEMORY_PX else file.read(1)
 

@@ -73,3 +73,12 @@ def test_a_look_has_bounds_which_the_error_names(tmp_path, kind):
     path = BOMBS[kind](tmp_path / "a.tif")
     with Scene.open(path) as scene, pytest.raises(ImageError, match=r"one look at .* takes [\d,]+"):
         scene.thumbnail(100)
+
+
+def test_a_mask_of_a_question_is_bounded_too(tmp_path):
+    from geomag_edge.calibration.labels import LabelImage
+    from geomag_edge.errors import DatasetError
+
+    path = sparse(tmp_path / "a.tif", 100_000, count=1)
+    with pytest.raises(DatasetError, match="all of a mask are read"):
+        LabelImage(path).area_px([1])
