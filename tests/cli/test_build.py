@@ -65,7 +65,7 @@ def test_what_a_target_refuses_is_known_before_anything_goes_to_the_device(comma
         (["--target", "tensorrt-rtx", "--precision", "int8"], "no int8 graphs"),
         (["--device", "phone"], "unknown device 'phone'"),
         (["--device", "t4", "--target", "tensorrt-rtx", "--watts", "9e2"], "no power mode of 900"),
-        (["--targets-file", "none.json"], "cannot read targets from none.json"),
+        (["--targets-file", "none.json"], "cannot read none.json"),
         (["--graph", "psc"], "invalid choice: 'psc'"),
     ],
 )  # fmt: skip
