@@ -19,7 +19,11 @@ from .jail import Case, Outside
 from .mutate import TEXTS, pick, spoil_bytes, spoil_json
 from .world import World
 
-MANIFEST, TOKENIZERS = "bundle.json", ("tokenizer.json", "psc_tokenizer.json")
+MANIFEST, SIGNATURE, TOKENIZERS = (
+    "bundle.json",
+    "bundle.json.sig",
+    ("tokenizer.json", "psc_tokenizer.json"),
+)
 REFERENCE = "reference/reference.json"
 
 
@@ -36,7 +40,19 @@ def make(rng: Generator, world: World, outside: Outside, folder: Path) -> Case:
         os.path.relpath(outside.root / "secret.data", given),
     ]
     build: Callable[..., tuple[str, str]] = pick(
-        rng, (_manifest, _manifest, _flip, _graph, _graph, _tokenizer, _reference, _arrays, _kind)
+        rng,
+        (
+            _manifest,
+            _manifest,
+            _flip,
+            _signed,
+            _graph,
+            _graph,
+            _tokenizer,
+            _reference,
+            _arrays,
+            _kind,
+        ),
     )
     command, note = build(rng, world, names, given)
     out = folder / "out" / "a"
@@ -46,7 +62,9 @@ def make(rng: Generator, world: World, outside: Outside, folder: Path) -> Case:
         "verify": ["verify", str(given)],
         "inspect": ["inspect", str(given)],
     }[command]  # fmt: skip
-    flipped = build is _flip
+    flipped = build in (_flip, _signed)
+    if build is _signed:
+        argv += ["--trust", str(world.root / "key.pub")]
     return Case(argv, f"{command}: {note}", folder, out if command == "run" else None,
                 must_fail=flipped, long=command == "verify")  # fmt: skip
 
@@ -77,12 +95,23 @@ def _manifest(rng: Generator, world: World, names: list[str], given: Path) -> tu
 
 
 def _flip(rng: Generator, world: World, names: list[str], given: Path) -> tuple[str, str]:
-    name = pick(rng, world.opened)
+    return "run", _flip_of(rng, given, pick(rng, world.opened))
+
+
+def _flip_of(rng: Generator, given: Path, name: str) -> str:
     data = bytearray((given / name).read_bytes())
     at, bit = int(rng.integers(len(data))), int(rng.integers(8))
     data[at] ^= 1 << bit
     _put(given / name, bytes(data))
-    return "run", f"bit {bit} of byte {at} of {name}"
+    return f"bit {bit} of byte {at} of {name}"
+
+
+def _signed(rng: Generator, world: World, names: list[str], given: Path) -> tuple[str, str]:
+    """One bit of what is signed, or of the signature."""
+    name = pick(rng, (MANIFEST, MANIFEST, SIGNATURE, *world.opened))
+    return pick(rng, ("run", "inspect", "verify")) if name in (MANIFEST, SIGNATURE) else "run", (
+        "signed, " + _flip_of(rng, given, name)
+    )
 
 
 def _graph(rng: Generator, world: World, names: list[str], given: Path) -> tuple[str, str]:

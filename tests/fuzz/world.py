@@ -9,6 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.control import GroundControlPoint
@@ -41,8 +48,9 @@ class World:
     """Where everything lies; nothing in it may be changed.
 
     Attributes:
-        checkpoint, bundle, signed: folders; `rasters`: a folder for each kind of raster.
-        record: the JSON of a question of `questions`, a set's folder.
+        checkpoint, bundle: folders; the bundle is signed by `root/key.pem`.
+        rasters: a folder for each kind of raster; `picture` is one of them.
+        questions: a set's folder.
         opened: files of the bundle, relative, that `run` cannot answer without.
     """
 
@@ -66,7 +74,12 @@ def build(root: Path) -> World:
         tokenizers = train_tokenizers()
         model = tiny_model(tiny_config(MAIN_FAMILY, tokenizers[0].get_vocab_size()))
         save_checkpoint(model, *tokenizers, checkpoint)
-        export_bundle(checkpoint, bundle, force=True)
+        key = Ed25519PrivateKey.generate()
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (root / "key.pem").write_bytes(private)
+        (root / "key.pub").write_bytes(public)
+        export_bundle(checkpoint, bundle, force=True, sign=root / "key.pem")
     if not (rasters / "done").is_file():
         make_rasters(rasters)
         (rasters / "done").touch()
