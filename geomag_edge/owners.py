@@ -14,6 +14,7 @@ import platform
 import re
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,10 @@ FORGOTTEN_S = 7 * 24 * 3600
 
 
 UNKNOWN = "unknow"
+
+_held = threading.local()
+"""`locks`: device and inode of what this thread holds; a second open file would wait for the
+first."""
 
 
 @dataclass(frozen=True)
@@ -146,15 +151,26 @@ def folder_in(parent: Path, name: str, kind: str = "new") -> Iterator[Path]:
 
 @contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Holds a lock on a file or folder, where the file system has locks and nobody else does."""
+    """Holds a lock on a file or folder, where the file system has locks and nobody else does.
+
+    A thread that holds it already goes on: what is in the making is amended before it is done.
+    """
     handle: int | None = None
+    mine: set[tuple[int, int]] = _held.__dict__.setdefault("locks", set())
+    key: tuple[int, int] | None = None
     try:
         if fcntl is not None:
             with contextlib.suppress(OSError):
                 handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                state = os.fstat(handle)
+                if (state.st_dev, state.st_ino) not in mine:
+                    fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                    key = state.st_dev, state.st_ino
+                    mine.add(key)
         yield
     finally:
+        if key is not None:
+            mine.discard(key)
         if handle is not None:
             os.close(handle)
 

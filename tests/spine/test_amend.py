@@ -6,7 +6,8 @@ import pytest
 
 from geomag_edge.amend import amended
 from geomag_edge.errors import BundleError, OutputError
-from geomag_edge.manifest import Bundle
+from geomag_edge.manifest import MANIFEST, Bundle
+from geomag_edge.staging import copy_into, staged_folder
 
 from .test_manifest import data, encoder, golden  # noqa: F401
 
@@ -116,3 +117,12 @@ def test_a_report_that_is_not_finite_does_not_make_a_bundle_that_nobody_reads(bu
             "graphs": [{"relative": float("inf")}],
         }
     assert Bundle.open(bundle.root).manifest.parity["int8"]["graphs"] == [{"relative": None}]
+
+
+def test_a_copy_in_the_making_is_changed_before_it_is_there(bundle, tmp_path):
+    """As `calibrate -o` and `quantize -o` do: the copy's writer holds its lock already."""
+    with staged_folder(tmp_path / "copy", False, MANIFEST) as stage:
+        copy_into(bundle.root, stage)
+        with amended(Bundle.open(stage), "onnx/int8") as change:
+            add_int8(change)
+    assert Bundle.open(tmp_path / "copy").graph("encoder", "int8").read_bytes() == INT8

@@ -13,7 +13,7 @@ from geomag_edge.manifest import Bundle
 from geomag_edge.staging import found_again, staged_folder, write_whole
 
 from ..fuzz.events import ENDED, FAILED, ended_at, kill
-from .test_amend import add_int8
+from .test_amend import INT8, add_int8
 from .test_manifest import data, golden  # noqa: F401
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
@@ -115,7 +115,12 @@ def int8_of(root):
     if "int8" not in bundle.manifest.graphs:
         assert not any(name.startswith("onnx/int8/") for name in bundle.manifest.files)
         return OLD
-    return bundle.graph("encoder", "int8").read_text()
+    return bundle.graph("encoder", "int8").read_bytes().removeprefix(INT8)[2:].decode()
+
+
+def int8_with(word):
+    """A graph with a `doc_string` to know it by."""
+    return INT8 + b"\x32" + bytes([len(word)]) + word.encode()
 
 
 @pytest.mark.parametrize("disk", ["one step", "nothing but renames"], indirect=True)
@@ -127,7 +132,7 @@ def test_a_part_of_a_bundle_is_old_or_new(golden, disk, earlier, end):  # noqa: 
 
     def change(what=NEW):
         with amended(Bundle.open(root), "onnx/int8") as change:
-            add_int8(change, what.encode())
+            add_int8(change, int8_with(what))
 
     def prepare():
         golden.rename(root)
@@ -145,7 +150,7 @@ def test_a_bundle_with_a_committed_change_is_read_where_nothing_may_be_written(
 ):
     def change():
         with amended(Bundle.open(golden), "onnx/int8") as change:
-            add_int8(change, b"new")
+            add_int8(change, int8_with("new"))
 
     def broken(root, go):
         kill()
