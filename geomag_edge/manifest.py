@@ -19,7 +19,7 @@ from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.errors import BundleError, InputError
 from geomag_edge.graphs import all_graphs
 from geomag_edge.manifest_fields import check_manifest
-from geomag_edge.onnx_file import OnnxFile, read_onnx
+from geomag_edge.onnx_file import KINDS, OnnxFile, read_onnx
 from geomag_edge.pending import pending
 from geomag_edge.printing import plain
 from geomag_edge.prompts import PromptSettings
@@ -354,6 +354,10 @@ class Bundle:
                 raise BundleError(f"{file} has other inputs or outputs than a graph {name} has")
             for port in ports:
                 wanted = [sizes.get(a, a if isinstance(a, int) else None) for a in port.axes]
+                if found.kinds[port.name] not in KINDS[port.dtype]:
+                    raise BundleError(
+                        f"{file} has {port.name} of another type than {port.dtype}: export it again"
+                    )
                 sides = there[port.name]
                 if len(sides) != len(wanted) or any(
                     size not in (None, side) for size, side in zip(wanted, sides, strict=True)

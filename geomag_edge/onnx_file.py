@@ -9,6 +9,7 @@ what cannot be walked. The one function that `psc.onnx` holds is known by its di
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,12 @@ FUNCTIONS = {"2e856956a36f7474f9e899a1823f8dbe9794f8876dad8ec3b1f890c991371191"}
 
 MOST_FIELDS = 5_000_000
 """Parts of a file, of which a model of 100 layers has some 100,000."""
+
+MOST_SIDES = 64
+"""Dimensions of a tensor."""
+
+KINDS = {"float": {1, 10}, "float32": {1}, "uint8": {2}, "int64": {7}}
+"""Type of an input or output in its contract -> TensorProto.DataType; `float` may be half."""
 
 _INSIDE: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -47,9 +54,11 @@ class OnnxFile:
     Attributes:
         external: file that weights are taken from -> how many bytes it must have.
         inputs, outputs: name -> shape.
+        kinds: of each input and output the type, a number of TensorProto.DataType.
     """
 
     external: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, Shape] = field(default_factory=dict)
     outputs: dict[str, Shape] = field(default_factory=dict)
 
@@ -127,34 +136,40 @@ _BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12
 def _tensor(text: mmap.mmap, fields: list[Field], found: OnnxFile) -> None:
     """Where a tensor's values lie, if elsewhere, and up to which byte."""
     said: dict[str, str] = {}
-    kind, count = 0, 1
+    kind = 0
+    sides: list[int] = []
     for number, start, stop, value in fields:
         if number == 2 and start < 0:
             kind = value
         elif number == 1 and start < 0:
-            count *= value
+            sides.append(value)
         elif number == 1:  # packed
-            while start < stop:
+            while start < stop and len(sides) <= MOST_SIDES:
                 value, start = _varint(text, start)
-                count *= value
+                sides.append(value)
         elif number == 13 and start >= 0:
             entry = [*_fields(text, start, stop, iter(range(100)))]
             said[_word(text, entry, 1)] = _word(text, entry, 2)
+    if len(sides) > MOST_SIDES:
+        raise BundleError("has a tensor of more sides than any")
     if "location" in said:
-        sides = [int(said.get(key, "0")) for key in ("offset", "length")]
-        if min(sides) < 0:
+        offset, length = (int(said.get(key, "0")) for key in ("offset", "length"))
+        if min(offset, length) < 0:
             raise ValueError("a place below 0")
-        if "length" in said and sides[1] != -(-count * _BITS.get(kind, 0) // 8):
+        if "length" in said and length != -(-math.prod(sides) * _BITS.get(kind, 0) // 8):
             raise BundleError("says of a tensor's bytes what its shape does not")
-        found.external[said["location"]] = max(found.external.get(said["location"], 0), sum(sides))
+        end = max(found.external.get(said["location"], 0), offset + length)
+        found.external[said["location"]] = end
 
 
 def _input(text: mmap.mmap, fields: list[Field], found: OnnxFile) -> None:
-    found.inputs[_word(text, fields, 1)] = _shape(text, fields)
+    name = _word(text, fields, 1)
+    found.inputs[name], found.kinds[name] = _type(text, fields)
 
 
 def _output(text: mmap.mmap, fields: list[Field], found: OnnxFile) -> None:
-    found.outputs[_word(text, fields, 1)] = _shape(text, fields)
+    name = _word(text, fields, 1)
+    found.outputs[name], found.kinds[name] = _type(text, fields)
 
 
 _READ = {
@@ -163,8 +178,8 @@ _READ = {
 }  # fmt: skip
 
 
-def _shape(text: mmap.mmap, fields: list[Field]) -> Shape:
-    """The shape of a ValueInfoProto, whose fields these are."""
+def _type(text: mmap.mmap, fields: list[Field]) -> tuple[Shape, int]:
+    """Shape and type of a ValueInfoProto, whose fields these are."""
     steps = iter(range(10_000))
 
     def inside(fields: list[Field], number: int) -> list[Field]:
@@ -174,13 +189,15 @@ def _shape(text: mmap.mmap, fields: list[Field]) -> Shape:
     kind = inside(fields, 2)
     if {number for number, *_ in kind} - {6} != {1}:  # beside its denotation a tensor alone
         raise BundleError("takes or gives something that is no tensor")
-    shape = inside(inside(kind, 1), 2)
+    tensor = inside(kind, 1)
+    shape = inside(tensor, 2)
     sides: list[int | None] = []
     for number, start, stop, _ in shape:
         if number == 1:
             said = [(n, value) for n, _, _, value in _fields(text, start, stop, steps) if n < 3]
             sides.append(said[-1][1] if said and said[-1][0] == 1 else None)
-    return tuple(sides)
+    kinds = [value for number, start, _, value in tensor if number == 1 and start < 0]
+    return tuple(sides), kinds[-1] if kinds else 0
 
 
 def _word(text: mmap.mmap, fields: list[Field], number: int) -> str:
@@ -196,6 +213,8 @@ def _fields(text: mmap.mmap, at: int, end: int, steps: Iterator[int]) -> Iterato
             raise BundleError("has more parts than any model")
         tag, at = _varint(text, at)
         number, wire = tag >> 3, tag & 7
+        if not number or tag >> 32:  # runtimes cut a tag to 32 bits, and would see another field
+            raise ValueError(f"field {number}")
         if wire == 2:
             length, at = _varint(text, at)
             if at + length > end:

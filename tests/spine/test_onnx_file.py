@@ -229,3 +229,46 @@ def test_the_shipped_probe_is_such_a_graph_too():
     from geomag_edge.runtime.exact import PROBE
 
     assert read_onnx(Path(PROBE)).inputs == {"x": (16, 64)}
+
+
+def varint(value):
+    made = b""
+    while value > 0x7F:
+        made, value = made + bytes([value & 0x7F | 0x80]), value >> 7
+    return made + bytes([value])
+
+
+def message(tag, content):
+    return varint(tag) + varint(len(content)) + content
+
+
+GRAPH_TAG = 7 << 3 | 2
+
+
+@pytest.mark.parametrize("bit", range(32, 64))
+def test_a_graph_behind_a_tag_that_readers_cut_to_32_bits_is_refused(tmp_path, bit):
+    hidden = message(GRAPH_TAG | 1 << bit, inside("initializer").graph.SerializeToString())
+    with pytest.raises(BundleError, match="not a readable ONNX file"):
+        read_onnx(written(tmp_path / "m.onnx", encoder() + hidden))
+
+
+def test_fields_of_number_0_are_refused(tmp_path):
+    with pytest.raises(BundleError, match="not a readable ONNX file"):
+        read_onnx(written(tmp_path / "m.onnx", encoder() + message(2, b"")))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_tensor_of_a_million_sides_takes_no_time(tmp_path, packed):
+    side = varint(2**62)
+    sides = message(1 << 3 | 2, side * 10**6) if packed else (varint(1 << 3) + side) * 100_000
+    model = encoder() + message(GRAPH_TAG, message(5 << 3 | 2, sides))
+    with pytest.raises(BundleError, match="sides"):
+        read_onnx(written(tmp_path / "m.onnx", model))
+
+
+@pytest.mark.parametrize("kind", [TensorProto.STRING, TensorProto.BOOL, TensorProto.DOUBLE])
+def test_an_output_of_another_type_is_refused(golden, tmp_path, kind):  # noqa: F811
+    model = onnx.load_from_string(encoder())
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    with pytest.raises(BundleError, match="other"):
+        with_graph(golden, model).graph("encoder", "fp32")
