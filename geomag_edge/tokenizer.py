@@ -110,9 +110,15 @@ def _check(data: dict[str, Any]) -> None:
 
 
 def _rules(part: Any) -> Iterator[dict[str, Any]]:
-    """The rules of a part, those in sequences too."""
+    """The rules of a part, those in sequences too.
+
+    Raises:
+        ValueError: one has no name, which the library would guess from its fields.
+    """
     if part is None:
         return
+    if not isinstance(part.get("type"), str):
+        raise ValueError("a rule does not say its type")
     inner = [value for key, value in part.items() if isinstance(value, list)
              and part.get("type") == "Sequence" and key != "type"]  # fmt: skip
     for rules in inner:
@@ -131,6 +137,8 @@ def _growth(rule: dict[str, Any]) -> int:
         pattern = rule["pattern"]
         between = not pattern.get("String", "")  # an expression may match nothing, everywhere
         return max(1, len(rule["content"].encode())) + between
+    if rule.get("type") == "ByteLevel":
+        return 2  # a letter for each byte, which is two bytes itself beyond ASCII
     charsmap = rule.get("precompiled_charsmap")
     if charsmap:
         blob = base64.b64decode(charsmap)

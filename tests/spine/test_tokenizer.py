@@ -36,6 +36,8 @@ TEMPLATE = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
 A = {"Sequence": {"id": "A", "type_id": 0}}
 SPECIAL = {"SpecialToken": {"id": "[X]", "type_id": 0}}
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
 HOSTILE = {
     "1 to a billion": grows(*["a" * 10] * 9),
     "1 to a million": grows("a" * 1000, "a" * 1000),
@@ -63,6 +65,22 @@ HOSTILE = {
         {"id": 9, "content": "x" * 10**6, "single_word": False, "lstrip": False, "rstrip": False,
          "normalized": False, "special": False}]},
     "rules without end": grows(*["b"] * 500),
+    "a list of rules without its name": {
+        "normalizer": {"normalizers": grows(*["a" * 10] * 9)["normalizer"]["normalizers"]}
+    },
+    "rules without names": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"pattern": {"String": "a"}, "content": "a" * 100}] * 5,
+        }
+    },
+    "a template without its name": {
+        "post_processor": {"single": [A] * 1000, "pair": [], "special_tokens": {}}
+    },
+    "bytes of bytes of bytes": {"normalizer": {"type": "Sequence", "normalizers": [BYTES] * 60}},
+    "and where words are split": {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES] * 60}
+    },
 }  # fmt: skip
 
 
