@@ -43,7 +43,26 @@ def check_manifest(data: dict[str, Any], name: str) -> None:
         BundleError: says which field is wrong and what it should be.
     """
     _MANIFEST(data, name)
+    _check_ports(data["graphs"], data["decoder"]["layers"], name)
     check_looks(data, name)
+
+
+def _check_ports(records: dict[str, Any], layers: int, name: str) -> None:
+    """Inputs and outputs are shown, compared and built for as they are listed."""
+    contracts = {spec.name: spec for spec in graphs.all_graphs(layers)}
+    for precision, made in records.items():
+        for graph, found in made.items():
+            spec = contracts[graph]
+            for form in (found, *found.get("forms", {}).values()):
+                if not any(
+                    form["inputs"] == graphs.port_records(spec.inputs, wide)
+                    and form["outputs"] == graphs.port_records(spec.outputs, wide)
+                    for wide in ("float32", "float16")
+                ):
+                    raise BundleError(
+                        f"{name} lists other inputs or outputs of the {precision} graph {graph} "
+                        "than it has: get it again"
+                    )
 
 
 def check_looks(data: dict[str, Any], name: str) -> None:

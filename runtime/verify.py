@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomag_edge.errors import BundleError
-from geomag_edge.graphs import CHAIN, Tolerance
+from geomag_edge.errors import BundleError, EngineError
+from geomag_edge.graphs import CHAIN, TOLERANCES, Tolerance, all_graphs
 from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.engine import Session
 from geomag_edge.runtime.machine import instruction_sets
@@ -148,18 +148,35 @@ def verify(
     return report
 
 
+def tolerance_of(precision: str) -> Tolerance:
+    """What counts as equal in a precision.
+
+    Raises:
+        EngineError: a set of graphs of somebody's own, whose precision nobody has judged.
+    """
+    if precision not in TOLERANCES:
+        raise EngineError(
+            f"no tolerance is known for {precision[:64]}: verify knows {', '.join(TOLERANCES)}"
+        )
+    return TOLERANCES[precision]
+
+
 def _check_whole(chain: Chain, samples: list[Sample]) -> None:
     if not samples:
         raise BundleError(
             "the bundle's reference holds no samples to compare with: export it again"
         )
     records = next(iter(chain.manifest.graphs.values()))
+    contracts = {spec.name: spec for spec in all_graphs(chain.manifest.decoder.layers)}
     calls = [call for sample in samples for call in sample.calls]
     graphs = [name for name in REPLAYED if name in records]
     for graph in graphs:
-        declared = {port["name"] for port in records[graph]["outputs"]}
+        outputs = set(contracts[graph].output_names)
         mine = [call for call in calls if call.graph == graph]
-        if not mine or any(set(call.outputs) != declared for call in mine):
+        if not mine or any(
+            set(call.outputs) != outputs or not all(a.size for a in call.outputs.values())
+            for call in mine
+        ):
             raise BundleError(
                 f"the bundle's reference lacks answers of the graph {graph}: export it again"
             )

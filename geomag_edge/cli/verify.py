@@ -8,7 +8,6 @@ from geomag_edge.cli.bundle import add_bundle_argument
 from geomag_edge.cli.console import parity_table, print_json, say, steps
 from geomag_edge.cli.run import add_engine_arguments, open_pipeline
 from geomag_edge.errors import ParityError
-from geomag_edge.graphs import TOLERANCES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Verifies and prints the report; drift past tolerance is a failure."""
     from geomag_edge.runtime.reference import FILES, load_reference
-    from geomag_edge.runtime.verify import REPLAYED, verify
+    from geomag_edge.runtime.verify import REPLAYED, tolerance_of, verify
 
     with open_pipeline(args) as pipe:
         samples = load_reference(*(pipe.bundle.file(f"reference/{name}") for name in FILES))
         with steps(len(REPLAYED) + len(samples), "verify") as progress:
-            report = verify(pipe.chain, samples, TOLERANCES[pipe.chain.engine.precision], progress)
+            tolerance = tolerance_of(pipe.chain.engine.precision)
+            report = verify(pipe.chain, samples, tolerance, progress)
     if args.json:
         print_json(report.to_json())
     else:

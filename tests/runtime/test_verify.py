@@ -9,11 +9,11 @@ import pytest
 from onnx import numpy_helper
 
 from geomag_edge import Pipeline
-from geomag_edge.errors import BundleError
+from geomag_edge.errors import BundleError, EngineError
 from geomag_edge.graphs import TOLERANCES
 from geomag_edge.manifest import sha256_of
 from geomag_edge.runtime.reference import FILES, load_reference, save_reference
-from geomag_edge.runtime.verify import difference, first_difference, verify
+from geomag_edge.runtime.verify import difference, first_difference, tolerance_of, verify
 
 
 def reference(bundle):
@@ -123,16 +123,36 @@ def emptied(samples, what):
             call.outputs.clear()
     elif what == "one output":
         next(c for c in calls if c.graph == "llm").outputs.pop("logits")
+    elif what == "values":
+        for call in (c for c in calls if c.graph == "embed"):
+            call.inputs["input_ids"] = np.zeros((1, 0), np.int64)
+            call.outputs["inputs_embeds"] = call.outputs["inputs_embeds"][:, :0]
     else:  # every call of one graph
         for sample in samples:
             sample.calls = [c for c in sample.calls if c.graph != what]
     return samples
 
 
-@pytest.mark.parametrize("what", ["samples", "calls", "outputs", "one output", "encoder", "embed"])
+@pytest.mark.parametrize(
+    "what", ["samples", "calls", "outputs", "one output", "values", "encoder", "embed"]
+)
 def test_agreeing_with_nothing_is_no_proof(bundle, what):
     with pytest.raises(BundleError, match=r"the bundle's reference (holds no samples|lacks)"):
         verified(bundle, samples=emptied(reference(bundle), what))
+
+
+def test_a_manifest_that_declares_no_outputs_takes_none_out_of_the_reference(copy):
+    manifest = json.loads((copy / "bundle.json").read_text())
+    for record in manifest["graphs"]["fp32"].values():
+        record["outputs"] = []
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError):
+        verified(copy, samples=emptied(reference(copy), "outputs"))
+
+
+def test_a_precision_that_nobody_has_judged_is_told():
+    with pytest.raises(EngineError, match="no tolerance is known for mine"):
+        tolerance_of("mine")
 
 
 @pytest.mark.parametrize(
