@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import shutil
 from pathlib import Path
 
+from geomag_edge.amend import copy_files
 from geomag_edge.manifest import MANIFEST, Bundle
 from geomag_edge.staging import staged_folder
 
@@ -61,8 +61,6 @@ def write_slim(bundle: Bundle, precision: str, out: Path, force: bool = False) -
         checkpoint = (bundle.root.resolve() / place).resolve()
         manifest.checkpoint["path"] = os.path.relpath(checkpoint, out.resolve())
     with staged_folder(out, force, MANIFEST, [bundle.root]) as stage:
-        for name in sorted(kept):
-            (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.file(name), stage / name)
+        copy_files(bundle, kept, stage)
         (stage / MANIFEST).write_text(manifest.to_text())
     return Bundle.open(out)

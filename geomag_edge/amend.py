@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,30 @@ class Amendment:
             if path.is_file():
                 name = f"{self.inside}/{path.relative_to(self.stage).as_posix()}"
                 self.bundle.manifest.files[name] = sha256_of(path)
+
+
+def copy_files(bundle: Bundle, names: Iterable[str], out: Path) -> None:
+    """Copies some of a bundle's files into a folder, each checked; nothing that lies beside them.
+
+    Raises:
+        BundleError: a file fails its check.
+        OSError: it cannot be written.
+    """
+    for name in sorted(names):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.file(name), out / name)
+
+
+def copy_bundle(bundle: Bundle, out: Path) -> None:
+    """Copies a bundle as its manifest lists it, but for engines that were removed by hand.
+
+    Raises:
+        BundleError, OSError: see `copy_files`.
+    """
+    gone = {n for n in bundle.manifest.files
+            if n.startswith("engines/") and not bundle.place(n).exists()}  # fmt: skip
+    copy_files(bundle, bundle.manifest.files.keys() - gone, out)
+    (out / MANIFEST).write_bytes(bundle.text)
 
 
 @contextmanager

@@ -174,23 +174,6 @@ def _has_successor(left: Left) -> bool:
     return any(short(name) == left.name for name in os.listdir(left.path.parent))
 
 
-def copy_into(source: Path, out: Path) -> None:
-    """Copies a folder's files, but not what is in the making there, nor rights and times, which
-    not every file system takes.
-
-    Raises:
-        OSError: a file cannot be read or written.
-    """
-    for place, folders, names in os.walk(source, followlinks=True):
-        making = {left.path.name for left in left_in(Path(place), "new", "old")}
-        folders[:] = [name for name in folders if name not in making]
-        inside = out / os.path.relpath(place, source)
-        inside.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            if name not in making:
-                shutil.copyfile(Path(place, name), inside / name)
-
-
 def settle(folder: Path) -> None:
     """Waits until a folder's files are on the disk, so that no power cut can outrun their rename.
 

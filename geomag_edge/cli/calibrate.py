@@ -50,8 +50,9 @@ def execute(args: argparse.Namespace) -> None:
     """Captures, or re-uses what is there, and prints what was seen."""
     with needs_extra("export"):
         from geomag_edge.calibration import capture, scales, sets
+    from geomag_edge.amend import copy_bundle
     from geomag_edge.manifest import MANIFEST, Bundle
-    from geomag_edge.staging import copy_into, staged_folder
+    from geomag_edge.staging import staged_folder
 
     bundle = open_bundle(args)
     wanted = capture.graph_digests(bundle)
@@ -67,7 +68,7 @@ def execute(args: argparse.Namespace) -> None:
         seen = captured.scales
     if args.output:
         with staged_folder(args.output, args.force, MANIFEST, [args.bundle]) as stage:
-            copy_into(bundle.root, stage)
+            copy_bundle(bundle, stage)
             scales.save_scales(Bundle.open(stage), seen, args.method)
     else:
         scales.save_scales(bundle, seen, args.method)

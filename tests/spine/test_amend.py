@@ -1,13 +1,14 @@
 """Changing a part of a bundle: all of it or nothing."""
 
 import json
+import shutil
 
 import pytest
 
-from geomag_edge.amend import amended
+from geomag_edge.amend import amended, copy_bundle
 from geomag_edge.errors import BundleError, OutputError
 from geomag_edge.manifest import MANIFEST, Bundle
-from geomag_edge.staging import copy_into, staged_folder
+from geomag_edge.staging import staged_folder
 
 from .test_manifest import data, encoder, golden  # noqa: F401
 
@@ -122,7 +123,28 @@ def test_a_report_that_is_not_finite_does_not_make_a_bundle_that_nobody_reads(bu
 def test_a_copy_in_the_making_is_changed_before_it_is_there(bundle, tmp_path):
     """As `calibrate -o` and `quantize -o` do: the copy's writer holds its lock already."""
     with staged_folder(tmp_path / "copy", False, MANIFEST) as stage:
-        copy_into(bundle.root, stage)
+        copy_bundle(bundle, stage)
         with amended(Bundle.open(stage), "onnx/int8") as change:
             add_int8(change)
     assert Bundle.open(tmp_path / "copy").graph("encoder", "int8").read_bytes() == INT8
+
+
+def test_a_copy_holds_what_the_manifest_lists_and_nothing_that_links_lead_to(bundle, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "key").write_text("secret")
+    (bundle.root / "docs").symlink_to(tmp_path / "home")
+    (bundle.root / "up").symlink_to("..")
+    (bundle.root / "zero").symlink_to("/dev/zero")
+    (tmp_path / "copy").mkdir()
+    copy_bundle(bundle, tmp_path / "copy")
+    assert {*everything(tmp_path / "copy")} == {MANIFEST, *bundle.manifest.files}
+    assert Bundle.open(tmp_path / "copy").manifest == bundle.manifest
+
+
+def test_a_copy_does_not_want_engines_that_were_removed(bundle, tmp_path):
+    with amended(bundle, "engines/orin/fp32") as change:
+        (change.stage / "build.json").write_text("{}")
+    shutil.rmtree(bundle.root / "engines")
+    (tmp_path / "copy").mkdir()
+    copy_bundle(Bundle.open(bundle.root), tmp_path / "copy")
+    assert Bundle.open(tmp_path / "copy").graph("encoder", "fp32")

@@ -158,12 +158,3 @@ def test_an_output_never_swallows_its_own_input(tmp_path, inside):
     with refused, staged_folder(out, force=True, marker="config.json", inputs=[source]):
         pass
     assert source.is_dir()
-
-
-def test_a_copy_has_all_but_what_is_in_the_making(old, tmp_path):
-    (old / "deep").mkdir()
-    (old / "deep" / "file").write_text("deep")
-    with staged_folder(old / "deep" / "other") as stage:
-        (stage / "half.txt").write_text("half")
-        staging.copy_into(old, tmp_path / "copy")
-    assert sorted(p.name for p in (tmp_path / "copy").rglob("*")) == ["deep", "file", "old.txt"]
