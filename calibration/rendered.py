@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,10 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from geomag_edge.errors import DatasetError
+from geomag_edge.runtime.unwarned import unwarned
 from geomag_edge.scenes import RenderedScene, SceneObject, make_questions, render_scene, write_scene
 from geomag_edge.staging import staged_folder
 
@@ -223,8 +222,7 @@ def write_labels(scene: RenderedScene, path: Path) -> None:
         raise DatasetError(f"a scene of {size} px has {top} objects: more than a mask file holds")
     block = 512 if size >= 512 else 16
     tiled = path.with_suffix(".partial.tif")
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=128):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with unwarned(), rasterio.Env(GDAL_CACHEMAX=128):
         with rasterio.open(
             tiled, "w", driver="GTiff", width=size, height=size, count=1, dtype="uint16",
             tiled=True, blockxsize=block, blockysize=block, compress="deflate", zlevel=1,

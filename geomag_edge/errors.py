@@ -125,6 +125,8 @@ def explained(e: BaseException) -> tuple[str, int]:
 def _of_system(e: OSError) -> str:
     """The operating system's complaint, with the file's name where it has one."""
     names = [str(name) for name in (e.filename, e.filename2) if name is not None]
+    if not names and "temporary directory" in str(e.strerror):  # as Python's tempfile says it
+        return "no folder for temporary files can be written: set TMPDIR to one, or free some space"
     cause = os.strerror(e.errno) if e.errno else str(e) or type(e).__name__
     remedy = _REMEDIES.get(e.errno or 0, "check the name and its permissions")
     return one_line(f"cannot use {' and '.join(names) or 'a file'}: {cause}; {remedy}")

@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,16 +161,21 @@ def _check_template(rule: dict[str, Any]) -> None:
                 raise ValueError(f"its template's token {name[:40]!r} stands for too much")
 
 
-_one_at_a_time = threading.Lock()
-
-
 @contextmanager
 def _rust_unheard() -> Iterator[None]:
-    """Keeps what Rust writes of a panic, past Python, off the terminal; all else is written on."""
-    with _one_at_a_time, tempfile.TemporaryFile() as heard:
+    """Keeps what Rust writes of a panic, past Python, off the terminal; all else is written on.
+
+    Only where no other thread of Python runs: it might fork or start a program meanwhile, which
+    would have its stderr here for ever.
+    """
+    if threading.active_count() > 1:
+        yield
+        return
+    with ExitStack() as stack:
         try:
+            heard = stack.enter_context(tempfile.TemporaryFile())
             own = os.dup(2)
-        except OSError:  # started without a stderr
+        except OSError:  # a read-only machine, or started without a stderr
             yield
             return
         panicked = False

@@ -7,7 +7,6 @@ rational polynomials (RPC), in GDAL's order.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,6 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
-from rasterio.errors import TransformWarning
 from rasterio.transform import Affine, GCPTransformer, RPCTransformer, from_origin
 from rasterio.warp import Resampling, reproject
 from rasterio.warp import transform as warp_points
@@ -25,6 +23,7 @@ from rasterio.warp import transform as warp_points
 from .outline import F64, Keep
 from .proj import database_note
 from .raster import Georef
+from .unwarned import unwarned
 
 Place = Callable[[F64], F64]
 """Pixel coordinates [n,2] (x, y) -> coordinates [n,2]; NaN where there are none."""
@@ -208,8 +207,7 @@ def _has_area(t: Affine) -> bool:
 
 def _through(fit: Any, xy: F64) -> F64:
     """Pixel coordinates through one of rasterio's transformers."""
-    with rasterio.Env(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", TransformWarning)  # of points that have no place
+    with rasterio.Env(), unwarned():
         x, y = fit.xy(xy[:, 1], xy[:, 0], offset="ul")
     placed = np.stack([x, y], axis=1)
     return np.where(np.isfinite(placed), placed, np.nan)

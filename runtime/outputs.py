@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 import rasterio
 from numpy.typing import ArrayLike, NDArray
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
@@ -29,6 +27,7 @@ from .placing import ANSWER, placed
 from .raster import Georef
 from .reading import CACHE_BYTES
 from .scene import Scene
+from .unwarned import unwarned
 
 SIDECAR = "masks.tif.aux.xml"
 
@@ -113,8 +112,7 @@ def mask_raster(masks: Sequence[Mask], scene: Scene, stage: Path | None = None) 
     """
     dtype = "uint8" if len(masks) < 256 else "uint16"
     options: dict[str, Any] = {"crs": scene.georef.crs} | _place(scene.georef)
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), MemoryFile() as memory:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with unwarned(), rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), MemoryFile() as memory:
         with memory.open(
             driver="GTiff",
             height=scene.height,

@@ -11,7 +11,6 @@ import os
 import re
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,8 +19,6 @@ import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import (
     CRSError,
-    NodataShadowWarning,
-    NotGeoreferencedWarning,
     RasterioError,
     RPCError,
 )
@@ -30,6 +27,7 @@ from geomag_edge.errors import ImageError
 from geomag_edge.printing import one_line
 
 from .formats import directions
+from .unwarned import unwarned
 
 T = TypeVar("T")
 
@@ -85,11 +83,8 @@ def reading(
     log.addHandler(heard)
     _listen(1)
     try:
-        with warnings.catch_warnings():
-            for kind in (NotGeoreferencedWarning, NodataShadowWarning):
-                warnings.simplefilter("ignore", kind)
-            with rasterio.Env(**options):
-                yield
+        with unwarned(), rasterio.Env(**options):
+            yield
         raise_lost()
     except Exception as e:
         raise_lost()

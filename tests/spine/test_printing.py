@@ -85,6 +85,7 @@ class Panic(BaseException):
         (PermissionError(13, "x", "secret.json"), 2, "secret.json: Permission denied"),
         (OSError(36, "x", "n" * 5000), 2, "shorter name"),
         (OSError(28, "x"), 2, "No space left"),
+        (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), 2, "set TMPDIR"),
         (OSError(40, "x", "link"), 2, "circle"),
         (IsADirectoryError(21, "x", "folder"), 2, "Is a directory"),
         (OSError("cannot read the thing"), 2, "cannot read the thing"),

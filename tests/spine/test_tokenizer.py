@@ -139,6 +139,33 @@ def test_what_rust_writes_of_a_panic_is_not_heard(stored, tmp_path):
     assert done.stderr == ""
 
 
+STARTS = """
+import os, sys, threading
+from pathlib import Path
+from geomag_edge import tokenizer
+path, own, load = Path(sys.argv[1]), os.fstat(2).st_ino, tokenizer.Tokenizer.from_buffer
+class Seen:
+    def from_buffer(content):
+        print(os.fstat(2).st_ino == own)
+        return load(content)
+tokenizer.Tokenizer = Seen
+tokenizer.read_tokenizer(path)
+end = threading.Event()
+other = threading.Thread(target=end.wait)
+other.start()
+tokenizer.read_tokenizer(path)
+end.set()
+"""
+
+
+def test_stderr_stays_in_its_place_where_another_thread_may_fork_or_start_a_program(
+    stored, tmp_path
+):
+    path = written(tmp_path, stored[1])
+    done = subprocess.run([sys.executable, "-c", STARTS, path], capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (["False", "True"], "")
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats(allow_nan=False)
     | st.text(max_size=3) | st.sampled_from(["Sequence", "Replace", "BPE", "Split", "[SEG]"]),
