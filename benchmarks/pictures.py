@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.benchmarks.queries import STAGES
-from geomag_edge.plots import figure
+from geomag_edge.plots import figure, write_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +88,7 @@ def frontier(plans: Sequence[Plan]) -> Figure:
 
 def frontier_picture(plans: Sequence[Plan], path: Path) -> None:
     """Writes `frontier` as a PNG."""
-    frontier(plans).savefig(path, dpi=130)
+    write_png(frontier(plans), path)
 
 
 def _worth(option: Any) -> float:

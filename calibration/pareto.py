@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from geomag_edge.plots import figure
+from geomag_edge.plots import figure, write_png
 
 from .sensitivity import Search
 
@@ -42,4 +42,4 @@ def draw_pareto(found: Search, path: Path) -> None:
     right.set_xlabel("ms gained by this layer")
     right.set_ylabel("error of its graph, this layer alone quantised")
     right.legend(fontsize=8)
-    drawn.savefig(path, dpi=130)
+    write_png(drawn, path)

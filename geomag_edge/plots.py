@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geomag_edge.errors import MissingExtraError
+from geomag_edge.staging import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,3 +26,14 @@ def figure(width: float, height: float) -> Figure:
             'the picture needs matplotlib: pip install "geomag-edge[plot]"'
         ) from e
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def write_png(drawn: Figure, path: Path) -> None:
+    """Writes a figure as a PNG, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    buffer = BytesIO()
+    drawn.savefig(buffer, dpi=130, format="png")
+    write_whole(path, buffer.getvalue())

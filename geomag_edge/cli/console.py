@@ -7,6 +7,7 @@ came from outside harmless, whatever the terminal's encoding.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import sys
@@ -59,7 +60,7 @@ def tell(line: str, most: int | None = LINE_CHARS) -> None:
         text = printable(line) if most is None else one_line(line, most)
         with contextlib.suppress(OSError, ValueError):
             err.write(f"{text}\n")
-            err.flush()
+            _arrives(err)
 
 
 def flush() -> None:
@@ -69,20 +70,23 @@ def flush() -> None:
 
 def _print(text: str, at_once: bool = False) -> None:
     out = _out or sys.stdout
-    if out is None:  # closed before the command began
+    if out is None or getattr(out, "closed", False):  # before the command began
         return
     try:
         if text:  # a full device refuses even nothing
             out.write(text)
         if at_once:
-            out.flush()
+            _arrives(out)
+    except BrokenPipeError:
+        raise
     except OSError as e:
-        with contextlib.suppress(OSError, ValueError):  # else Python complains again at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
-            out.flush()
-        if isinstance(e, BrokenPipeError):
-            raise
         raise OutputError(f"cannot write to standard output: {e.strerror}") from e
+
+
+def _arrives(stream: Any) -> None:
+    """Flushes a stream; a program's own may be any object with a `write`, as for `print`."""
+    if hasattr(stream, "flush"):
+        stream.flush()
 
 
 @contextmanager
@@ -95,7 +99,11 @@ def safe_streams(last: bool) -> Iterator[None]:
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # or the first file would be stdout
         pass
     os.close(spare)
-    streams = [s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
+    streams: list[Any] = [
+        stream
+        for stream in (sys.stdout, sys.stderr)
+        if hasattr(stream, "reconfigure") and not stream.closed
+    ]
     before = [stream.errors for stream in streams]
     for stream in streams:
         stream.reconfigure(errors="backslashreplace")
@@ -103,8 +111,21 @@ def safe_streams(last: bool) -> Iterator[None]:
         yield
     finally:
         for stream, errors in zip(streams, before, strict=True):
-            if not last:
-                stream.reconfigure(errors=errors)
+            if last:
+                _given_up(stream)
+            elif not stream.closed:
+                with contextlib.suppress(OSError):  # what could not be written is its program's
+                    stream.reconfigure(errors=errors)
+
+
+def _given_up(stream: Any) -> None:
+    """What could not be written is lost: else Python complains again at its end."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            stream.flush()
 
 
 @contextmanager
@@ -126,8 +147,11 @@ def alone(debug: bool, last: bool) -> Iterator[None]:
     native = None
     if _descriptor(_err) == 2:
         native = os.dup(2)
-        _err = open(native, "w", 1, _err.encoding, "backslashreplace", closefd=False)  # noqa: SIM115
+        encoding = getattr(_err, "encoding", None)
+        _err = open(native, "w", 1, encoding, "backslashreplace", closefd=False)  # noqa: SIM115
         os.dup2(sink.fileno(), 2)
+        if last:  # or a crash would be silent
+            faulthandler.enable(_err, all_threads=False)
     sys.stdout = sys.stderr = sink
     warnings.showwarning = _warned
     try:
@@ -183,8 +207,10 @@ def _numeric(cell: Any) -> bool:
 
 def terminal() -> bool:
     """Whether somebody sees progress on stderr."""
-    err = _err or sys.stderr
-    return err is not None and err.isatty()
+    try:
+        return (_err or sys.stderr).isatty()
+    except (AttributeError, ValueError):  # none, closed, or an object of a program's own
+        return False
 
 
 def bar_of(**settings: Any) -> Any:

@@ -40,7 +40,7 @@ def deep():
 
 
 def raises(error):
-    def open_bundle(path):
+    def open_bundle(path, trust=None):
         raise error
 
     return open_bundle
@@ -86,13 +86,13 @@ def test_libraries_say_nothing_of_their_own(bundle):
         "from geomag_edge.manifest import Bundle\n"
         "from geomag_edge.cli import main\n"
         "opened = Bundle.open\n"
-        "def noisy(path):\n"
+        "def noisy(path, trust):\n"
         "    warnings.warn('overflow encountered', RuntimeWarning)\n"
         "    logging.getLogger('library').error('CPLE')\n"
         "    os.write(2, b'thread panicked\\n')\n"
         "    print('on stdout')\n"
         "    sys.stderr.write('and here')\n"
-        "    return opened(path)\n"
+        "    return opened(path, trust)\n"
         "Bundle.open = noisy\n"
         "sys.argv[1:] = ['inspect', sys.argv[1], '--json', *sys.argv[2:]]\n"
         "sys.exit(main())\n"

@@ -82,7 +82,7 @@ def test_a_signal_that_is_lost_in_a_callback_comes_again():
 class Callback:
     def __del__(self):
         me(signal.SIGTERM)  # what is raised here, Python can but print
-def opened(path):
+def opened(path, trust):
     Callback()
     time.sleep(60)
 Bundle.open = opened
@@ -92,7 +92,7 @@ Bundle.open = opened
 
 def test_a_library_may_turn_a_signal_into_its_own_exception():
     body = """
-def opened(path):
+def opened(path, trust):
     try:
         me(signal.SIGHUP)
         time.sleep(60)
@@ -105,7 +105,7 @@ Bundle.open = opened
 
 def test_a_second_signal_does_not_disturb_the_tidying():
     body = """
-def opened(path):
+def opened(path, trust):
     try:
         me(signal.SIGINT)
         time.sleep(60)
@@ -122,7 +122,7 @@ def test_a_call_that_never_returns_is_ended_all_the_same():
     body = """
 import ctypes, threading
 signals.GRACE_S = 0.3
-def opened(path):
+def opened(path, trust):
     threading.Timer(0.2, me, (signal.SIGTERM,)).start()
     mutex = ctypes.create_string_buffer(64)
     libc = ctypes.CDLL(None)
@@ -139,7 +139,7 @@ def test_a_signal_after_the_last_word_ends_without_a_trace():
     body = """
 import atexit
 atexit.register(me, signal.SIGINT)
-Bundle.open = lambda path: sys.exit("never")
+Bundle.open = lambda path, trust: sys.exit("never")
 """
     done = python(OPENS.replace('"run", "bundle", "image", "prompt"', '"--version"') + body + RUN)
     assert done.returncode in (-signal.SIGINT, 130)
@@ -151,7 +151,7 @@ def test_a_signal_that_was_ignored_stays_so(bundle):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     body = "\nopened = Bundle.open\n"
-    body += "Bundle.open = lambda path: (me(signal.SIGHUP), opened(path))[1]\n"
+    body += "Bundle.open = lambda path, trust: (me(signal.SIGHUP), opened(path, trust))[1]\n"
     body += "sys.argv[1:] = ['inspect', sys.argv[-1]]\n"
     code = OPENS.replace('sys.argv[1:] = ["run", "bundle", "image", "prompt"]', "")
     done = python(code + body + RUN, bundle, prepare=ignored)

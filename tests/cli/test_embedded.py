@@ -1,0 +1,91 @@
+"""A program that calls `main` keeps its streams, whatever they are; a crash is never silent."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from geomag_edge.cli.main import main
+
+
+class Bare:
+    """All that `print` needs of a stream, as consoles of other programs have it."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+        return len(text)
+
+
+class Tee(Bare):
+    """Writes to a file of the system's as well; knows no encoding and no terminal."""
+
+    def fileno(self):
+        return 2
+
+    def flush(self):
+        pass
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("out", [Bare, Tee, closed, lambda: None])
+@pytest.mark.parametrize("err", [Bare, Tee, closed, lambda: None])
+def test_any_streams_will_do_and_are_given_back(bundle, monkeypatch, out, err):
+    streams = out(), err()
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    codes = [main(["inspect", str(bundle)]), main(["run", str(bundle), "none.png", "a"])]
+    assert (sys.stdout, sys.stderr) == streams
+    assert codes == [0, 2]
+    if isinstance(streams[0], Bare):
+        assert "all sha256 good" in streams[0].text
+    if type(streams[1]) is Bare:
+        assert streams[1].text.endswith("none.png: check the path\n")
+
+
+FULL = """
+import os, sys
+from geomag_edge.cli import main
+with open("/dev/full", "w") as full:
+    os.dup2(full.fileno(), 1)
+code = main(["inspect", sys.argv[1]])
+print(code, os.readlink("/proc/self/fd/1"), file=sys.stderr)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
+def test_a_stdout_that_is_full_stays_the_program_s_own(bundle):
+    done = subprocess.run([sys.executable, "-c", FULL, bundle], capture_output=True, text=True)
+    error, rest = done.stderr.splitlines()
+    assert error.endswith("cannot write to standard output: No space left on device")
+    assert rest == "2 /dev/full"
+
+
+CRASH = """
+import os, sys
+from geomag_edge.cli import inspect, main
+def crash(args):
+    os.write(2, b"a library's chatter")
+    os.abort()
+inspect.execute = crash
+main()
+"""
+
+
+def test_a_crash_says_where_it_was(bundle):
+    done = subprocess.run(
+        [sys.executable, "-c", CRASH, "inspect", bundle], capture_output=True, text=True
+    )
+    assert done.returncode == -6
+    assert done.stderr.startswith("Fatal Python error: Aborted")
+    assert " in crash\n" in done.stderr
