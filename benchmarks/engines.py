@@ -40,7 +40,7 @@ from geomag_edge.graphs import CHAIN, TOLERANCES, present_names
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engine import Session, open_engine
 from geomag_edge.runtime.feeds import step_feeds
-from geomag_edge.runtime.reference import FILES, Call, load_reference
+from geomag_edge.runtime.reference import Call, reference_of
 from geomag_edge.runtime.verify import replay
 
 FORMS = "torch:fp32,ort-cpu:fp32,openvino:fp32,openvino:bf16"
@@ -99,7 +99,7 @@ def measure(
 
     With a `length`, the LLM is timed on the first so many tokens of the prompt it is checked on.
     """
-    samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
+    samples = reference_of(bundle)
     samples.sort(key=lambda s: bundle.manifest.budgets[s.budget].visual_tokens, reverse=True)
     engines = {
         f"{name} {precision}": open_engine(name, bundle, precision, threads, checkpoint)

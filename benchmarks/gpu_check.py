@@ -48,7 +48,7 @@ from geomag_edge.runtime.cuda.driver import CudaDriver, first_line
 from geomag_edge.runtime.engine import GPU_ENGINES
 from geomag_edge.runtime.masks import mask_iou
 from geomag_edge.runtime.pipeline import Pipeline
-from geomag_edge.runtime.reference import FILES, Sample, load_reference
+from geomag_edge.runtime.reference import Sample, reference_of
 from geomag_edge.runtime.scene_session import Result
 from geomag_edge.runtime.tensorrt.bundle import store_measured
 from geomag_edge.runtime.tensorrt.engine import FLAVOURS
@@ -200,7 +200,7 @@ def _witness_part(bundle: Bundle, engine: str, precision: str) -> Part:
 
 def chain(bundle: Bundle, engine: str, precision: str, rounds: int) -> dict[str, Any]:
     """An engine's graphs, answers, copies, replays and times, beside `ort-cpu`'s."""
-    samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
+    samples = reference_of(bundle)
     tolerance = TOLERANCES.get(precision, TOLERANCES["fp16"])
     with Pipeline.load(bundle, engine, precision) as ours:
         opened: Any = ours.chain.engine

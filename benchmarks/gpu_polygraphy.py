@@ -31,7 +31,7 @@ from geomag_edge.errors import GeoMagError, MissingExtraError
 from geomag_edge.graphs import CHAIN, DYNAMIC, TOLERANCES
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.ort import OrtEngine
-from geomag_edge.runtime.reference import FILES, Call, load_reference
+from geomag_edge.runtime.reference import Call, reference_of
 from geomag_edge.runtime.tensorrt.engine import built_by
 from geomag_edge.runtime.tensorrt.profiles import FIXED
 from geomag_edge.runtime.tensorrt.record import EngineFile
@@ -48,7 +48,7 @@ def compared(bundle: Bundle, engine: str, precision: str, run: Run) -> dict[str,
         EngineError: the bundle has no such engines.
     """
     record = built_by(bundle, engine, precision)[0]
-    samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
+    samples = reference_of(bundle)
     reference = OrtEngine(bundle, precision, None)
     limit = TOLERANCES.get(precision, TOLERANCES["fp16"]).relative
     found: dict[str, float] = {}

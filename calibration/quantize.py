@@ -14,7 +14,7 @@ from geomag_edge.graphs import CHAIN, TOLERANCES
 from geomag_edge.manifest import Bundle
 from geomag_edge.onnx_model import load_ir
 from geomag_edge.runtime.pipeline import Pipeline
-from geomag_edge.runtime.reference import FILES, load_reference
+from geomag_edge.runtime.reference import reference_of
 from geomag_edge.runtime.verify import Report as Parity
 from geomag_edge.runtime.verify import verify
 
@@ -179,7 +179,7 @@ def quantize(
                 order = [key for key in order if result.is_narrow(*key)]
                 result = _relaxed(order, attempt, result)
             if not result.ok:
-                samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
+                samples = reference_of(bundle)
                 result.blamed = blame(change.bundle, recipe, samples)
                 raise _Refused(result)
             result.notes += past_tolerance(result.parity)
@@ -261,7 +261,7 @@ def _search(
     threads: int | None, progress: Callable[[str], None],
 ) -> Search:  # fmt: skip
     """Every layer's loss and gain, and the choice."""
-    samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
+    samples = reference_of(bundle)
     progress("timing layers")
     gains = layer_gains(bundle, SOURCE, samples, engine, threads)
     blamed = blame(bundle, recipe, samples)
@@ -290,7 +290,7 @@ def _measure(
     progress: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Parity and the gate's verdict on every engine, up to the first that refuses."""
-    samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
+    samples = reference_of(bundle)
     if reference is None:
         result.notes.append(
             f"never trained: {', '.join(bundle.manifest.untrained)}; not judged by its answers"

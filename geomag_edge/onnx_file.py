@@ -43,6 +43,10 @@ _INSIDE: dict[str, dict[int, str]] = {
 }  # fmt: skip
 """Message -> field number -> what lies there, of onnx.proto."""
 
+_NUMBERS = {"model": {1, 5}}
+"""Message -> fields that are whole numbers. TensorFlow keeps its nodes in the first, and OpenVINO
+goes by what a file holds, not by its name."""
+
 Shape = tuple[int | None, ...]
 """Sides of an input or output; None where they vary."""
 
@@ -97,6 +101,8 @@ def _parts(
 ) -> Iterator[tuple[str, int, int]]:
     """Every message inside a message: its kind, start and end."""
     for number, start, stop, _ in _fields(text, at, end, steps):
+        if start >= 0 and number in _NUMBERS.get(kind, ()):
+            raise ValueError("text where a number should be")
         inner = _INSIDE[kind].get(number)
         if inner is not None and start >= 0:
             yield inner, start, stop

@@ -43,7 +43,7 @@ from geomag_edge.runtime.engine import (
     open_engine,
 )
 from geomag_edge.runtime.mixture import FLOAT, judged_by, mixtures
-from geomag_edge.runtime.reference import FILES, Call, load_reference
+from geomag_edge.runtime.reference import Call, reference_of
 from geomag_edge.runtime.remembered import conditions, place, recall, remember
 from geomag_edge.runtime.split import HANDS_OVER, SplitSession
 from geomag_edge.runtime.values import HOST, Values, values_of
@@ -267,7 +267,7 @@ class AutoEngine:
                 "ort-cpu"
             )
         if self._calls is None:
-            samples = load_reference(*(self.bundle.file(f"reference/{name}") for name in FILES))
+            samples = reference_of(self.bundle)
             self._calls = [call for sample in samples for call in sample.calls]
         calls = [call for call in self._calls if call.graph == graph]
         layers = self.bundle.manifest.decoder.layers

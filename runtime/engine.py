@@ -141,15 +141,22 @@ def graph_set(bundle: Bundle, precision: str) -> str:
 
 
 def graph_sets(bundle: Bundle, precision: str) -> list[str]:
-    """As `graph_set`, or for `auto` every set that may run: all but those that failed a gate."""
+    """As `graph_set`, or for `auto` every set that may run: all but those that failed a gate.
+
+    Raises:
+        EngineError: all of them did.
+    """
     if precision != ANY:
         return [graph_set(bundle, precision)]
     reports = bundle.manifest.accuracy
-    return [
+    may_run = [
         name
         for name in bundle.manifest.graphs
         if all(v.get("ok", True) for v in (reports.get(name, {}).get("gate") or {}).values())
     ]
+    if not may_run:
+        raise EngineError("every precision of this bundle failed its gate: name one yourself")
+    return may_run
 
 
 def default_precision(bundle: Bundle) -> str:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from geomag_edge.bounds import TOKEN_ID
 from geomag_edge.errors import BundleError
 from geomag_edge.fields import listed, one_of, real, record, table, text, whole
-from geomag_edge.graphs import CHAIN, PSC
+from geomag_edge.graphs import CHAIN, PSC, GraphSpec, all_graphs
+from geomag_edge.manifest import Bundle, Manifest
 from geomag_edge.prompts import MAX_PROMPT_CHARS
 from geomag_edge.runtime.engine import Engine, Session
 from geomag_edge.stored import read_arrays, read_json
@@ -163,6 +164,51 @@ def load_reference(listing: Path, arrays: Path) -> list[Sample]:
         raise BundleError(
             f"the bundle's reference inputs are damaged: {arrays.name} lacks {str(e)[:60]}"
         ) from e
+
+
+def reference_of(bundle: Bundle) -> list[Sample]:
+    """A bundle's reference, its files checked.
+
+    Raises:
+        BundleError: damaged files, or one in which something is left out.
+    """
+    samples = load_reference(*(bundle.file(f"reference/{name}") for name in FILES))
+    check_whole(samples, bundle.manifest)
+    return samples
+
+
+def check_whole(samples: list[Sample], manifest: Manifest) -> None:
+    """Refuses a reference that leaves out a graph, an output or its values: to agree with nothing
+    is no proof.
+
+    Raises:
+        BundleError: it does, or a call is none of its graph's.
+    """
+    if not samples:
+        raise BundleError(
+            "the bundle's reference holds no samples to compare with: export it again"
+        )
+    records = next(iter(manifest.graphs.values()), {})
+    specs = {spec.name: spec for spec in all_graphs(manifest.decoder.layers)}
+    calls = [call for sample in samples for call in sample.calls]
+    for graph in (name for name in REPLAYED if name in records):
+        mine = [call for call in calls if call.graph == graph]
+        if not mine or not all(_is_call(specs[graph], call) for call in mine):
+            raise BundleError(
+                f"the bundle's reference lacks answers of the graph {graph}: export it again"
+            )
+    missing = {*CHAIN, *(call.graph for call in calls)} - {*records}
+    if missing:
+        raise BundleError(f"the bundle has no graph {sorted(missing)[0]}: export it again")
+
+
+def _is_call(spec: GraphSpec, call: Call) -> bool:
+    """Whether a call has its graph's inputs and outputs, of their ranks, and answers something."""
+    for ports, arrays in ((spec.inputs, call.inputs), (spec.outputs, call.outputs)):
+        ranks = {name: array.ndim for name, array in arrays.items()}
+        if ranks != {port.name: len(port.axes) for port in ports}:
+            return False
+    return all(array.size for array in call.outputs.values())
 
 
 _KEY = text(64)

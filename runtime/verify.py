@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomag_edge.errors import BundleError, EngineError
-from geomag_edge.graphs import CHAIN, TOLERANCES, Tolerance, all_graphs
+from geomag_edge.errors import EngineError
+from geomag_edge.graphs import TOLERANCES, Tolerance
 from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.engine import Session
 from geomag_edge.runtime.machine import instruction_sets
 from geomag_edge.runtime.masks import mask_iou
-from geomag_edge.runtime.reference import REPLAYED, Call, Sample
+from geomag_edge.runtime.reference import REPLAYED, Call, Sample, check_whole
 from geomag_edge.runtime.scene import Scene
 from geomag_edge.runtime.scene_session import SceneSession
 
@@ -128,7 +128,7 @@ def verify(
     Raises:
         BundleError: a reference in which something is left out: to agree with nothing is no proof.
     """
-    _check_whole(chain, samples)
+    check_whole(samples, chain.manifest)
     report = Report(
         chain.engine.name, chain.engine.precision,
         {name: s.provider for name, s in chain.sessions.items()}, tolerance,
@@ -159,30 +159,6 @@ def tolerance_of(precision: str) -> Tolerance:
             f"no tolerance is known for {precision[:64]}: verify knows {', '.join(TOLERANCES)}"
         )
     return TOLERANCES[precision]
-
-
-def _check_whole(chain: Chain, samples: list[Sample]) -> None:
-    if not samples:
-        raise BundleError(
-            "the bundle's reference holds no samples to compare with: export it again"
-        )
-    records = next(iter(chain.manifest.graphs.values()))
-    contracts = {spec.name: spec for spec in all_graphs(chain.manifest.decoder.layers)}
-    calls = [call for sample in samples for call in sample.calls]
-    graphs = [name for name in REPLAYED if name in records]
-    for graph in graphs:
-        outputs = set(contracts[graph].output_names)
-        mine = [call for call in calls if call.graph == graph]
-        if not mine or any(
-            set(call.outputs) != outputs or not all(a.size for a in call.outputs.values())
-            for call in mine
-        ):
-            raise BundleError(
-                f"the bundle's reference lacks answers of the graph {graph}: export it again"
-            )
-    missing = {*CHAIN, *(call.graph for call in calls)} - {*graphs}
-    if missing:
-        raise BundleError(f"the bundle has no graph {sorted(missing)[0]}: export it again")
 
 
 def replay(session: Session, calls: list[Call], tolerance: Tolerance) -> list[Drift]:

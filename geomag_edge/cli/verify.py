@@ -18,11 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Verifies and prints the report; drift past tolerance is a failure."""
-    from geomag_edge.runtime.reference import FILES, load_reference
+    from geomag_edge.runtime.reference import reference_of
     from geomag_edge.runtime.verify import REPLAYED, tolerance_of, verify
 
     with open_pipeline(args) as pipe:
-        samples = load_reference(*(pipe.bundle.file(f"reference/{name}") for name in FILES))
+        samples = reference_of(pipe.bundle)
         with steps(len(REPLAYED) + len(samples), "verify") as progress:
             tolerance = tolerance_of(pipe.chain.engine.precision)
             report = verify(pipe.chain, samples, tolerance, progress)

@@ -11,8 +11,9 @@ from onnx import numpy_helper
 from geomag_edge import Pipeline
 from geomag_edge.errors import BundleError, EngineError
 from geomag_edge.graphs import TOLERANCES
-from geomag_edge.manifest import sha256_of
-from geomag_edge.runtime.reference import FILES, load_reference, save_reference
+from geomag_edge.manifest import Bundle, sha256_of
+from geomag_edge.runtime.engine import graph_sets
+from geomag_edge.runtime.reference import FILES, load_reference, reference_of, save_reference
 from geomag_edge.runtime.verify import difference, first_difference, tolerance_of, verify
 
 
@@ -148,6 +149,36 @@ def test_a_manifest_that_declares_no_outputs_takes_none_out_of_the_reference(cop
     (copy / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError):
         verified(copy, samples=emptied(reference(copy), "outputs"))
+
+
+def unlike(samples, what):
+    call = next(c for s in samples for c in s.calls if c.graph == "llm")
+    if what == "no inputs":
+        call.inputs.clear()
+    elif what == "inputs of another rank":
+        call.inputs["inputs_embeds"] = call.inputs["inputs_embeds"].ravel()
+    else:
+        call.outputs["other"] = call.outputs["logits"]
+
+
+@pytest.mark.parametrize("what", ["no inputs", "inputs of another rank", "another output"])
+def test_calls_that_are_none_of_their_graph_are_refused_by_whoever_reads_them(copy, what):
+    samples = reference(copy)
+    unlike(samples, what)
+    save_reference(samples, copy / "reference")
+    manifest = json.loads((copy / "bundle.json").read_text())
+    for name in FILES:
+        manifest["files"][f"reference/{name}"] = sha256_of(copy / "reference" / name)
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="lacks answers of the graph llm"):
+        reference_of(Bundle.open(copy))
+
+
+def test_auto_without_a_precision_that_passed_its_gate_says_so(bundle):
+    opened = Bundle.open(bundle)
+    opened.manifest.accuracy = {"fp32": {"gate": {"ort-cpu": {"ok": False}}}}
+    with pytest.raises(EngineError, match="every precision of this bundle failed its gate"):
+        graph_sets(opened, "auto")
 
 
 def test_a_precision_that_nobody_has_judged_is_told():

@@ -252,6 +252,15 @@ def test_a_graph_behind_a_tag_that_readers_cut_to_32_bits_is_refused(tmp_path, b
         read_onnx(written(tmp_path / "m.onnx", encoder() + hidden))
 
 
+@pytest.mark.parametrize("model", [encoder(), b""])
+@pytest.mark.parametrize("field", [1, 5])
+def test_a_file_that_another_format_can_read_too_is_refused(tmp_path, field, model):
+    """TensorFlow's nodes and Paddle's blocks lie where ONNX has a number."""
+    node = message(1 << 3 | 2, b"x") + message(2 << 3 | 2, b"Placeholder")
+    with pytest.raises(BundleError, match="not a readable ONNX file"):
+        read_onnx(written(tmp_path / "m.onnx", model + message(field << 3 | 2, node)))
+
+
 def test_fields_of_number_0_are_refused(tmp_path):
     with pytest.raises(BundleError, match="not a readable ONNX file"):
         read_onnx(written(tmp_path / "m.onnx", encoder() + message(2, b"")))
