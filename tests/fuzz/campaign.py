@@ -57,7 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--only", metavar="TARGET:NUMBER", help="one case, and where its files are")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keeps the tiny bundle there")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR",
+        help="keeps the tiny bundle there, and what was seen: a run that was cut goes on",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="MD", help="also a table, in Markdown")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as own:
@@ -73,12 +76,12 @@ def main(argv: list[str] | None = None) -> int:
                 f"{row['note']}\n{(kept / 'stdout').read_text(errors='replace')}", file=sys.stderr
             )
             print((kept / "stderr").read_text(errors="replace"), file=sys.stderr)
-            rows, started = [row], time.monotonic()
+            rows = [row]
         else:
             todo = [(t, n) for t in args.targets for n in range(round(TARGETS[t][1] * args.share))]
-            started = time.monotonic()
+            todo.sort(key=lambda case: case[1] / TARGETS[case[0]][1])  # a cut run is of all kinds
             rows = _all(built, args.seed, todo, args.workers, root)
-    report = summary(rows, time.monotonic() - started, args)
+    report = summary(rows, args)
     for row in [r for r in rows if r["faults"]][:SHOWN]:
         print(f"{row['target']}:{row['number']}: {row['note'][:160]!a}: {row['faults']}")
     if args.output:
@@ -128,15 +131,19 @@ def _all(
     built: world.World, seed: int, todo: list[tuple[str, int]], workers: int, root: Path
 ) -> list[dict[str, Any]]:
     """All cases, dealt out to processes that write what they find to a file each."""
-    logs = [root / f"log-{i}.jsonl" for i in range(workers)]
+    logs = [root / f"seen-{seed}-{i}.jsonl" for i in range(workers)]
+    for log in logs:  # a last line that was cut is left out
+        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+        log.write_text("".join(n for n in lines if n.endswith("\n")))
+    seen = _seen(logs)
+    left = [case for case in todo if case not in seen]
     children = []
     for i, log in enumerate(logs):
-        log.write_text("")
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                _work(built, seed, todo[i::workers], root / f"outside-{i}", log)
+                _work(built, seed, left[i::workers], root / f"outside-{i}", log)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -148,7 +155,14 @@ def _all(
             time.sleep(0.5)
             children = [c for c in children if not _ended(c)]
             bar.update(sum(log.read_text().count("\n") for log in logs) - bar.n)
-    return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    wanted = set(todo)
+    return [row for case, row in _seen(logs).items() if case in wanted]
+
+
+def _seen(logs: list[Path]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Cases that were run, and what was found."""
+    rows = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    return {(row["target"], row["number"]): row for row in rows}
 
 
 def _ended(child: int) -> bool:
@@ -169,7 +183,7 @@ def _work(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def summary(rows: list[dict[str, Any]], took_s: float, args: argparse.Namespace) -> dict[str, Any]:
+def summary(rows: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
     """Counts by target, and the kinds of faults."""
     targets = {}
     for target in args.targets:
@@ -185,7 +199,8 @@ def summary(rows: list[dict[str, Any]], took_s: float, args: argparse.Namespace)
             }
     kinds = Counter(f.split(":")[0] for r in rows for f in r["faults"])
     return {
-        "seed": args.seed, "targets": targets, "cases": len(rows), "minutes": round(took_s / 60, 1),
+        "seed": args.seed, "targets": targets, "cases": len(rows),
+        "processor_minutes": round(sum(r["cpu_s"] for r in rows) / 60, 1),
         "broken": sum(t["broken"] for t in targets.values()), "kinds": dict(kinds.most_common()),
     }  # fmt: skip
 
@@ -196,7 +211,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
     command = f"python -m tests.fuzz.campaign --seed {report['seed']}"
     lines = [
-        "# What strangers send", "", f"`{command}`, {report['minutes']} minutes.", "",
+        "# What strangers send", "", f"`{command}`, {report['processor_minutes']} minutes of one core.", "",
         f"{described(machine())}. Rules: tests/fuzz/judge.py.", "",
         "| input | cases | answered | refused | rules broken | most processor s | most MB |",
         "|---|---|---|---|---|---|---|",
