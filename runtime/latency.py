@@ -70,6 +70,7 @@ class LatencyModel:
         mask: of n views, one mask query.
         spread: what a query took at the 95th percentile over what this model says; at least 1.
         source: where the coefficients come from, in plain words.
+        lost: why they are not remembered for the next time, in plain words, or None.
     """
 
     crop: Polynomial
@@ -81,6 +82,7 @@ class LatencyModel:
     mask: Polynomial
     spread: float
     source: str
+    lost: str | None = None
 
     def query(
         self, budget: TokenBudget, levels: int, text_tokens: int, answer_tokens: int
@@ -123,7 +125,7 @@ class LatencyModel:
         Raises:
             KeyError, TypeError, ValueError: some other data.
         """
-        lines = {
+        lines: dict[str, Any] = {
             name: tuple(float(c) for c in data[name])
             for name in ("crop", "encode", "select", "project", "prefill", "step", "mask")
         }

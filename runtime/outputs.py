@@ -23,7 +23,7 @@ from geomag_edge.errors import InputError, OutputError
 from .geojson import feature_collection
 from .masks import BLOCK_PX, Mask
 from .overlay import draw_overlay, mask_colour
-from .placing import ANSWER, placed
+from .placing import ANSWER, check_inputs, placed
 from .raster import Georef
 from .reading import CACHE_BYTES
 from .scene import Scene
@@ -63,11 +63,13 @@ def write_outputs(
         Paths of `answer`, `masks`, `polygons` and `overlay`.
 
     Raises:
-        OutputError: the folder cannot be made or written, or the disk is full.
+        OutputError: the folder cannot be made or written, the disk is full, or the image itself
+            would be replaced.
     """
     if len(labels) != len(masks):
         raise InputError(f"{len(labels)} labels for {len(masks)} masks: give one for each mask")
     out = Path(out_dir)
+    check_inputs(out, scene.files)
     try:
         with placed(out) as stage:
             size = scene.height, scene.width

@@ -15,11 +15,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from geomag_edge import staging
+from geomag_edge.errors import OutputError
 from geomag_edge.owners import folder_in, left_in, lock, name_for
 from geomag_edge.staging import found_again, settle, sweep, sync
 
@@ -45,11 +46,34 @@ def is_ours(name: str) -> bool:
 
 
 def _parted(folder: Path) -> tuple[list[str], list[str]]:
-    """Names in a folder: an earlier answer's, and others; a .prj beside a .shp is that one's."""
-    names = os.listdir(folder)
+    """Names in a folder: an earlier answer's, and others; a .prj beside a .shp is that one's, and
+    folders are nobody's answer."""
+    with os.scandir(folder) as entries:
+        names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
     shapes = {name.lower()[:-4] for name in names if name.lower().endswith(".shp")}
     ours = [n for n in names if is_ours(n) and not (n[-4:] == ".prj" and n[:-4].lower() in shapes)]
+    ours = [name for name in ours if not names[name]]
     return ours, [name for name in names if name not in ours]
+
+
+def check_inputs(out: Path, files: Iterable[str]) -> None:
+    """Sees that no answer takes the place of the image that it is about.
+
+    Args:
+        out: where the answer is to be.
+        files: what the image is read from.
+
+    Raises:
+        OutputError: one of them lies there under a name of an answer's.
+    """
+    for path in map(Path, files):
+        real = path.resolve()
+        for name, folder in ((path.name, path.parent.resolve()), (real.name, real.parent)):
+            if is_ours(name) and folder == out.resolve():
+                raise OutputError(
+                    f"the answer's {name} would replace the image's own file {path}: choose "
+                    "another folder"
+                )
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def model_of(
             pass  # an unreadable record is measured anew
     model = measure(pipe, progress)
     lost = remember(path, {"model": model.to_json(), "under": conditions(pipe, threads)})
-    return replace(model, source=f"{model.source}; {lost}") if lost else model
+    return replace(model, lost=lost)
 
 
 def place(pipe: Pipeline, threads: int | None) -> Path | None:

@@ -98,6 +98,7 @@ class Raster:
         self._dataset = open_raster(name, self.notes)
         try:
             with reading(name, self.notes):
+                self.files = tuple(map(str, self._dataset.files))
                 self._describe(bands, value_range)
             if database and (self.georef.crs is not None or self.georef.transform is not None):
                 self.notes.append(database)

@@ -45,7 +45,8 @@ NO_DATA_GREY = 236
 class Scene:
     """An open image. A context manager; use it from one thread at a time.
 
-    `notes` says in plain words what was decided about the pixels.
+    `notes` says in plain words what was decided about the pixels; `files` are all that it is read
+    from, sidecars and the parts of a VRT too.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Scene:
         georef: Georef,
         path: Path | None,
         notes: Sequence[str],
+        files: Sequence[str] = (),
     ) -> None:
         self._raster = pixels if isinstance(pixels, Raster) else None
         self._image: U8 | None = None
@@ -66,6 +68,7 @@ class Scene:
             self.height, self.width = self._image.shape[:2]
         self.georef = georef
         self.path = path
+        self.files = tuple(files)
         self.notes = tuple(notes)
         self._noted = len(self.notes)
 
@@ -330,7 +333,7 @@ def _from_file(name: str, bands: Any, value_range: Any, nodata: float | None) ->
             if valid is not None and not valid.any():
                 raise nothing_valid(name)
             raster.close()
-            return Scene((rgb, valid), raster.georef, path, notes)
+            return Scene((rgb, valid), raster.georef, path, notes, raster.files)
         _check_some_data(raster)
         if raster.height * raster.width / math.prod(raster.levels[-1].factor) > TILE_PX:
             notes.append(
@@ -340,7 +343,7 @@ def _from_file(name: str, bands: Any, value_range: Any, nodata: float | None) ->
     except BaseException:
         raster.close()
         raise
-    return Scene(raster, raster.georef, path, notes)
+    return Scene(raster, raster.georef, path, notes, raster.files)
 
 
 def _check_some_data(raster: Raster) -> None:

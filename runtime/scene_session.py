@@ -187,6 +187,8 @@ class SceneSession:
         if deadline is None:
             chosen = self._budget(budget, level)
         else:
+            if lost := deadline.planner.model.lost:
+                notes.append(lost)
             deadline.saw_crop(watch.ms.get("crop", 0.0))
             chosen = deadline.plan(level, self.levels, text_tokens)
         length = text_tokens + chosen.visual_tokens

@@ -112,6 +112,8 @@ def _measure(args: argparse.Namespace, bundle: Bundle) -> Bundle:
 def plan_text(planner: Planner, plans: list[Plan]) -> list[str]:
     """Every level's frontier as a table, the choice marked."""
     lines = [f"latency   {planner.model.source}; 95th percentile {planner.model.spread:.2f}x"]
+    if planner.model.lost:
+        lines.append(f"note      {planner.model.lost}")
     if planner.frontier is None:
         lines.append("accuracy  not measured: more tokens are taken to be better (see --data)")
     else:

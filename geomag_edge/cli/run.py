@@ -117,6 +117,8 @@ def open_pipeline(args: argparse.Namespace, bundle: Bundle | None = None) -> Pip
 
 def execute(args: argparse.Namespace) -> None:
     """Asks, writes the outputs, prints the answer."""
+    from geomag_edge.runtime.placing import check_inputs
+
     if args.output and args.output.exists() and not args.output.is_dir():
         raise OutputError(f"{args.output} is a file: give a folder for the outputs")
     bands = _numbers(args.bands, int, "--bands", (1, 3))
@@ -131,6 +133,8 @@ def execute(args: argparse.Namespace) -> None:
         start = time.perf_counter()
         with pipe.open(args.image, bands, value_range, args.nodata) as session:
             opened_ms = (time.perf_counter() - start) * 1e3
+            if args.output:
+                check_inputs(args.output, session.scene.files)
             with sweeping(session, args.sweep) as on_view:
                 result = session.ask(
                     args.prompt, args.budget, args.max_new_tokens, args.answer_prefix,

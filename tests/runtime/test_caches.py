@@ -1,5 +1,6 @@
 """Caches are only a help: without a home, or with one that cannot be used, everything works."""
 
+import numpy as np
 import pytest
 
 from geomag_edge.cli.doctor import examine
@@ -79,14 +80,15 @@ def test_auto_needs_no_home(homeless, bundle):
     assert len(lost) == 1
 
 
-def test_a_plan_needs_no_home(homeless, bundle, monkeypatch):
+def test_a_deadline_needs_no_home_and_says_so(homeless, bundle, monkeypatch):
     nothing = dict.fromkeys(
         ("crop", "encode", "select", "project", "prefill", "step", "mask"), (1.0,)
     )
     model = LatencyModel(**nothing, spread=1.0, source="measured")
     monkeypatch.setattr(probe, "measure", lambda pipe, progress: model)
     with Pipeline.load(bundle, threads=1) as pipe:
-        assert "not remembered" in probe.model_of(pipe).source
+        answer = pipe(np.zeros((64, 64, 3), np.uint8), "find ships", latency_ms=60_000)
+    assert sum("not remembered" in note for note in answer.notes) == 1
 
 
 def test_a_builder_needs_no_home(homeless, tmp_path):

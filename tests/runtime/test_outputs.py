@@ -100,6 +100,30 @@ def test_an_answer_is_four_files(scene, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["overlay.png", "masks.tif", "parts.vrt", "link.tif"])
+def test_no_answer_takes_the_place_of_the_image_it_is_about(tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    path = out / name
+    if name == "parts.vrt":
+        write_tiff(out / "masks.tif")
+        rasterio.shutil.copy(out / "masks.tif", path, driver="VRT")
+    elif name == "link.tif":
+        path = tmp_path / name
+        write_tiff(out / "masks.tif")
+        path.symlink_to(out / "masks.tif")
+    elif name == "overlay.png":
+        Image.new("RGB", (64, 48), "red").save(path)
+    else:
+        write_tiff(path)
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    with Scene.open(path) as scene:
+        with pytest.raises(OutputError, match="would replace the image's own file"):
+            answer_to(scene, out, [])
+        assert {p: p.read_bytes() for p in out.iterdir()} == before
+        answer_to(scene, tmp_path / "elsewhere", [])
+
+
 def test_answer_json_holds_the_answer_as_plain_json(scene, tmp_path):
     answer = {
         "text": "Häfen 港",

@@ -193,3 +193,11 @@ def test_a_plan_of_a_stranger_touches_no_other_file(tmp_path):
     write(out, "new")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     assert sorted(os.listdir(out)) == sorted([*FILES, "notes.txt"])
+
+
+def test_a_folder_of_an_answer_s_name_is_not_taken_for_one(tmp_path):
+    (tmp_path / "masks.tif").mkdir()
+    (tmp_path / "masks.tif" / "thesis.txt").write_text("mine")
+    with pytest.raises(IsADirectoryError):
+        write(tmp_path, "new")
+    assert [p.name for p in tmp_path.rglob("*")] == ["masks.tif", "thesis.txt"]
