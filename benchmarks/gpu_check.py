@@ -49,7 +49,7 @@ from geomag_edge.runtime.engine import GPU_ENGINES
 from geomag_edge.runtime.masks import mask_iou
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.runtime.reference import Sample, reference_of
-from geomag_edge.runtime.scene_session import Result
+from geomag_edge.runtime.result import Result
 from geomag_edge.runtime.tensorrt.bundle import store_measured
 from geomag_edge.runtime.tensorrt.engine import FLAVOURS
 from geomag_edge.runtime.tensorrt.record import RECORD

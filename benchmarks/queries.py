@@ -23,7 +23,7 @@ from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engine import Session
 from geomag_edge.runtime.outputs import write_outputs
 from geomag_edge.runtime.pipeline import Pipeline
-from geomag_edge.runtime.scene_session import Result
+from geomag_edge.runtime.result import Result
 
 FORMAT, FORMAT_VERSION = "geomag-edge bench", 1
 

@@ -18,7 +18,8 @@ from .report import Report
 
 if TYPE_CHECKING:
     from geomag_edge.runtime.pipeline import Pipeline
-    from geomag_edge.runtime.scene_session import Result, SceneSession
+    from geomag_edge.runtime.result import Result
+    from geomag_edge.runtime.scene_session import SceneSession
 
 
 def evaluate(

@@ -17,8 +17,9 @@ from geomag_edge.runtime.deadline import Deadline
 from geomag_edge.runtime.engine import Engine, default_precision, open_engine
 from geomag_edge.runtime.judged import judged_elsewhere
 from geomag_edge.runtime.planner import Planner, check_latency
+from geomag_edge.runtime.result import Result
 from geomag_edge.runtime.scene import Scene
-from geomag_edge.runtime.scene_session import Result, SceneSession
+from geomag_edge.runtime.scene_session import SceneSession
 
 
 class Pipeline:

@@ -19,7 +19,8 @@ from geomag_edge.printing import printable
 if TYPE_CHECKING:
     from geomag_edge.runtime.deadline import Deadline
     from geomag_edge.runtime.pipeline import Pipeline
-    from geomag_edge.runtime.scene_session import Result, SceneSession
+    from geomag_edge.runtime.result import Result
+    from geomag_edge.runtime.scene_session import SceneSession
 
 
 IMAGE_HELP = "PNG, JPEG, GeoTIFF, ...: a path, a URL, or another name that GDAL reads"

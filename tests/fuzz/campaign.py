@@ -211,7 +211,8 @@ def as_markdown(report: dict[str, Any]) -> str:
 
     command = f"python -m tests.fuzz.campaign --seed {report['seed']}"
     lines = [
-        "# What strangers send", "", f"`{command}`, {report['processor_minutes']} minutes of one core.", "",
+        "# What strangers send", "",
+        f"`{command}`, {report['processor_minutes']} minutes of one core.", "",
         f"{described(machine())}. Rules: tests/fuzz/judge.py.", "",
         "| input | cases | answered | refused | rules broken | most processor s | most MB |",
         "|---|---|---|---|---|---|---|",

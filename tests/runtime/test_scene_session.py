@@ -16,8 +16,9 @@ from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.engine import open_engine
 from geomag_edge.runtime.masks import mask_iou
 from geomag_edge.runtime.reference import RecordingEngine
+from geomag_edge.runtime.result import what_is_missing
 from geomag_edge.runtime.scene import Scene
-from geomag_edge.runtime.scene_session import SceneSession, _streamer, _what_is_missing
+from geomag_edge.runtime.scene_session import SceneSession, _streamer
 
 PROMPT = "segment the ships near the pier"
 BUDGETS = [None, "image", "region", "pixel", "1", "4", "2+1x4", "4+2x3", "4+4x4", "9t", "200t"]
@@ -403,7 +404,7 @@ BOX = [[1.0, 2.0, 3.0, 4.0]]
     ],
 )
 def test_an_answer_that_lacks_what_its_task_is_about_says_so(said, why):
-    note = _what_is_missing(*said)
+    note = what_is_missing(*said)
     assert (note is None) if why is None else re.search(why, note)
 
 
