@@ -290,38 +290,6 @@ def test_what_a_few_bytes_declare_is_bounded(tmp_path, data, message):
     assert message in refused(tmp_path / "a.tif")
 
 
-def hdf5_of(message):
-    """What of an HDF5 file is looked at: its signature and an object's header."""
-    return b"\x89HDF\r\n\x1a\n" + bytes(40) + message + bytes(40)
-
-
-FILES = b"\x01\0\0\0\x01\0\x01\0" + bytes(32)
-ELSEWHERE = {
-    "files, old header": b"\x07\0\x28\0\0\0\0\0" + FILES,
-    "files, new header": b"OHDR\x02\x20" + bytes(20) + b"\x07\x28\0\0" + FILES,
-    "files, numbered messages": b"OHDR\x02\x04\0\x07\x28\0\0\x05\0" + FILES,
-    "files, header continued": b"OCHK\x07\x28\0\0" + FILES,
-    "virtual, old header": b"\x08\0\x10\0\0\0\0\0\x04\x03" + bytes(14),
-    "virtual, new header": b"OHDR\x02\0\x20\x08\x10\0\0\x04\x03" + bytes(14),
-}
-
-
-@pytest.mark.parametrize("kind", ELSEWHERE)
-@pytest.mark.parametrize("name", ["{}", "netcdf:{}:Band1", 'HDF5:"{}"://Band1'])
-def test_an_hdf5_whose_pixels_lie_elsewhere_is_refused(tmp_path, kind, name):
-    (tmp_path / "a.nc").write_bytes(hdf5_of(ELSEWHERE[kind]))
-    assert "lie in other files" in refused(name.format(tmp_path / "a.nc"))
-    (tmp_path / "a.nc").write_bytes(bytes(512) + hdf5_of(ELSEWHERE[kind]))
-    assert "lie in other files" in refused(name.format(tmp_path / "a.nc"))
-
-
-def test_an_hdf5_that_holds_its_pixels_is_read(tmp_path):
-    grey = write_tiff(tmp_path / "a.tif", PICTURE[..., :1])
-    rasterio.shutil.copy(str(grey), str(tmp_path / "a.nc"), driver="netCDF", FORMAT="NC4C")
-    with Scene.open(tmp_path / "a.nc") as scene:
-        np.testing.assert_array_equal(scene.thumbnail(80)[0], PICTURE[..., :1].repeat(3, 2))
-
-
 @pytest.mark.parametrize("name", ["/dev/zero", "/dev/stdin", "pipe"])
 def test_a_pipe_or_a_device_is_no_image(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
