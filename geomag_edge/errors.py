@@ -114,6 +114,8 @@ def explained(e: BaseException) -> tuple[str, int]:
         return _of_system(e), 2
     if isinstance(e, ImportError):
         return f"{one_line(str(e), 160)}; install geomag-edge again (`geomag-edge doctor`)", 2
+    if isinstance(e, RuntimeError) and "start new thread" in str(e):
+        return f"no thread can be started: {_REMEDIES[errno.EAGAIN]}", 2
     if isinstance(e, ValueError) and "embedded null" in str(e):
         return "a name holds a null character, which no file's name can: check the names", 2
     if isinstance(e, UnicodeError):
@@ -142,6 +144,7 @@ _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EROFS: "choose a folder that can be written",
+    errno.EAGAIN: "allow more processes and threads (ulimit -u)",
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.EFBIG: "allow larger files (ulimit -f)",
     errno.ENOMEM: "free some memory",

@@ -37,6 +37,7 @@ class Signals:
         self._last = last
         self._before: dict[int, object] = {}
         self._raise_again = False
+        self._bell: int | None = None
         self._ended = threading.Event()
 
     def __enter__(self) -> Signals:
@@ -55,8 +56,9 @@ class Signals:
         if not self._before:
             return
         self._ended.set()
-        signal.set_wakeup_fd(self._wakeup_before)
-        os.close(self._bell)
+        if self._bell is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            os.close(self._bell)
         sys.unraisablehook = self._hook
         for kind, before in self._before.items():
             signal.signal(kind, signal.SIG_DFL if self._last else before)  # type: ignore[arg-type]
@@ -78,10 +80,18 @@ class Signals:
         again.start()
 
     def _watch(self) -> None:
-        hears, self._bell = os.pipe()
-        os.set_blocking(self._bell, False)
-        self._wakeup_before = signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
-        threading.Thread(target=self._end_at_last, args=(hears,), daemon=True).start()
+        """Starts the thread that ends the process, where the system has files and threads left."""
+        ends: tuple[int, ...] = ()
+        try:
+            ends = hears, bell = os.pipe()
+            os.set_blocking(bell, False)
+            threading.Thread(target=self._end_at_last, args=(hears,), daemon=True).start()
+        except (OSError, RuntimeError):
+            for end in ends:
+                os.close(end)
+            return
+        self._bell = bell
+        self._wakeup_before = signal.set_wakeup_fd(bell, warn_on_full_buffer=False)
 
     def _end_at_last(self, hears: int) -> None:
         """Ends the process where a signal is not heard: Python takes one between two of its own

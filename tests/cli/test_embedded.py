@@ -2,8 +2,10 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -50,6 +52,21 @@ def test_any_streams_will_do_and_are_given_back(bundle, monkeypatch, out, err):
         assert "all sha256 good" in streams[0].text
     if type(streams[1]) is Bare:
         assert streams[1].text.endswith("none.png: check the path\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="Linux")
+@pytest.mark.parametrize("what", ["pipe", "thread"])
+def test_a_system_without_files_or_threads_to_spare_is_served(bundle, monkeypatch, what):
+    def none_left(*args, **more):
+        raise OSError(24, "Too many open files") if what == "pipe" else RuntimeError("can't start")
+
+    before = signal.getsignal(signal.SIGINT), sorted(os.listdir("/proc/self/fd"))
+    if what == "pipe":
+        monkeypatch.setattr(os, "pipe", none_left)
+    else:
+        monkeypatch.setattr(threading.Thread, "start", none_left)
+    assert main(["inspect", str(bundle)]) == 0
+    assert (signal.getsignal(signal.SIGINT), sorted(os.listdir("/proc/self/fd"))) == before
 
 
 FULL = """

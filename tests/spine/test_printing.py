@@ -94,6 +94,7 @@ class Panic(BaseException):
         (RecursionError("maximum recursion depth exceeded"), 2, "nested"),
         (ImportError("No module named 'rasterio'"), 2, "rasterio'; install geomag-edge again"),
         (MemoryError(), 2, "out of memory"),
+        (RuntimeError("can't start new thread"), 2, "ulimit -u"),
         (GeoMagError("made of our own"), 1, "made of our own"),
         (KeyError("name"), 1, "internal error: 'name' (run again with --debug"),
         (Panic("called `Option::unwrap()` on a `None` value\n"), 1, "internal error: called"),
