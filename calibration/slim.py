@@ -58,7 +58,7 @@ def write_slim(bundle: Bundle, precision: str, out: Path, force: bool = False) -
     manifest.files = {name: sha for name, sha in manifest.files.items() if name in kept}
     place = manifest.checkpoint.get("path")
     if place is not None:
-        checkpoint = (bundle.root.resolve() / place).resolve()
+        checkpoint = os.path.normpath(bundle.root.resolve() / place)  # no link is followed
         manifest.checkpoint["path"] = os.path.relpath(checkpoint, out.resolve())
     with staged_folder(out, force, MANIFEST, [bundle.root]) as stage:
         copy_files(bundle, kept, stage)

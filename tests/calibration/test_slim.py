@@ -67,3 +67,11 @@ def test_a_bundle_is_not_replaced_by_its_own_part(whole, tmp_path):
     with pytest.raises(OutputError):
         write_slim(copy, "fp32", copy.root, force=True)
     assert Bundle.open(copy.root).manifest.to_json() == copy.manifest.to_json()
+
+
+def test_a_hint_that_leads_in_a_circle_is_only_a_hint(whole, tmp_path):
+    copy = Bundle.open(shutil.copytree(whole.root, tmp_path / "copy"))
+    (copy.root / "loop").symlink_to("loop")
+    copy.manifest.checkpoint["path"] = "loop/x"
+    slim = write_slim(copy, "fp32", tmp_path / "slim")
+    assert slim.manifest.checkpoint["path"].endswith("/loop/x")
