@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomag_edge.errors import BundleError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Manifest
 from geomag_edge.nodata import look_on_data
@@ -23,7 +22,7 @@ from geomag_edge.runtime.engine import Engine, Session
 from geomag_edge.runtime.masks import MaskMaps
 from geomag_edge.runtime.scene import Scene
 from geomag_edge.runtime.sharing import Door
-from geomag_edge.runtime.values import HOST, Values, values_of
+from geomag_edge.runtime.values import HOST, Values, expect, values_of
 from geomag_edge.views import pooling_matrix, token_positions
 
 F32 = NDArray[np.float32]
@@ -72,19 +71,6 @@ class Stopwatch:
         return sums
 
 
-def _expect(value: Any, shape: tuple[int, ...]) -> None:
-    """A graph may declare one shape and give another: no runtime minds.
-
-    Raises:
-        BundleError: it did.
-    """
-    if tuple(value.shape) != shape:
-        raise BundleError(
-            f"a graph gives {list(value.shape)[:8]} where it should give {list(shape)}: export the "
-            "bundle again"
-        )
-
-
 class Chain:
     """The graphs of one bundle on one engine."""
 
@@ -120,6 +106,10 @@ class Chain:
             pixels = self.values.crop(scene, boxes, mean_std, view.view_px)
         with watch("encode"):
             out = self.sessions["encoder"].run({"views": pixels}, self.values.kept)
+        count, patches = len(boxes), view.grid**2
+        expect(out["tokens"], (count, patches, None))
+        expect(out["embeds"], (count, patches, None))
+        expect(out["features"], (count, None, None, None))
         return Views(boxes, out["tokens"], out["embeds"], out["features"])
 
     def select(
@@ -137,10 +127,10 @@ class Chain:
             }
         )
         grid, count = self.manifest.view.grid, self.manifest.psc.max_crops
-        _expect(seen["granularity"], (1, 3))
-        _expect(seen["relevance"], (grid, grid))
-        _expect(seen["boxes"], (count, 4))
-        _expect(seen["scores"], (count,))
+        expect(seen["granularity"], (1, 3))
+        expect(seen["relevance"], (grid, grid))
+        expect(seen["boxes"], (count, 4))
+        expect(seen["scores"], (count,))
         look = seen["relevance"], seen["boxes"], seen["scores"]
         validity = scene.validity
         shares = None if validity is None else validity.shares(box, len(look[0]))
@@ -159,15 +149,15 @@ class Chain:
             },
             self.values.kept,
         )
-        _expect(out["visual"], (len(views.boxes), grid * grid, self.manifest.decoder.hidden))
+        expect(out["visual"], (len(views.boxes), grid * grid, self.manifest.decoder.hidden))
         return out["visual"].reshape(-1, self.manifest.decoder.hidden)
 
     def mask_maps(self, views: Views, queries: Any) -> MaskMaps:
         """Mask queries [m,D] (m > 0) against the feature maps of the views."""
         out = self.sessions["mask_head"].run({"features": views.features, "queries": queries})
         logits = out["mask_logits"]
-        _expect(logits, (len(queries), len(views.boxes), logits.shape[-1], logits.shape[-1]))
-        _expect(out["quality"], (len(queries), len(views.boxes)))
+        expect(logits, (len(queries), len(views.boxes), logits.shape[-1], logits.shape[-1]))
+        expect(out["quality"], (len(queries), len(views.boxes)))
         return MaskMaps(
             views.boxes,
             out["mask_logits"].astype(np.float32),

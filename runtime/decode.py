@@ -13,7 +13,7 @@ from geomag_edge.manifest import DecoderShape
 from geomag_edge.prompts import MOST_MASKS
 from geomag_edge.runtime.engine import Session
 from geomag_edge.runtime.feeds import prompt_feeds, step_feeds
-from geomag_edge.runtime.values import HOST, Values
+from geomag_edge.runtime.values import HOST, Values, expect
 
 
 @dataclass
@@ -69,17 +69,25 @@ def decode_greedily(
     """
 
     def embedded(input_ids: Any) -> Any:
-        return embed.run({"input_ids": input_ids}, values.kept)["inputs_embeds"]
+        made = embed.run({"input_ids": input_ids}, values.kept)["inputs_embeds"]
+        expect(made, (1, input_ids.shape[1], shape.hidden))
+        return made
 
     def listed(ids: Sequence[int]) -> Any:
         return embedded(np.array([ids], np.int64).reshape(1, -1))[0]
+
+    def read(feeds: dict[str, Any], count: int) -> dict[str, Any]:
+        out = llm.run(feeds, keep=kept)
+        expect(out["logits"], (1, 1, None))
+        expect(out["hidden_states"], (1, count, shape.hidden))
+        return out
 
     kept = values.kept | frozenset(present_names(shape.layers))
     start = values.now()
     texts = [listed(ids) if ids else None for ids in (before, [*after, *prefix])]
     prompt = values.concat([p for p in (texts[0], visual, texts[1]) if p is not None])
     length = len(prompt)
-    out = llm.run(prompt_feeds(prompt.reshape(1, length, -1), shape), keep=kept)
+    out = read(prompt_feeds(prompt.reshape(1, length, -1), shape), length)
     ids = list(prefix)
     first = length - len(ids)
     queries = [
@@ -100,7 +108,7 @@ def decode_greedily(
         if not go_on(length, token == seg_token_id):
             stopped = "deadline"
             break
-        out = llm.run(step_feeds(embedded(input_ids), length, shape.layers, out), keep=kept)
+        out = read(step_feeds(embedded(input_ids), length, shape.layers, out), 1)
         length, steps = length + 1, steps + 1
         if token == seg_token_id and len(queries) < MOST_MASKS:
             queries.append(out["hidden_states"][0, -1])

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from geomag_edge.errors import BundleError
 from geomag_edge.graphs import EMBED, ENCODER, PROJECTOR
 from geomag_edge.runtime.scene import Scene
 
@@ -96,3 +97,25 @@ HOST = HostValues()
 def values_of(engine: Any) -> Values:
     """An engine's own operations, or numpy's."""
     return getattr(engine, "values", HOST)
+
+
+def expect(value: Any, shape: tuple[int | None, ...]) -> None:
+    """A graph may declare one shape and give another: no runtime minds.
+
+    Args:
+        value: what it gave.
+        shape: what it should give; None is any size but 0.
+
+    Raises:
+        BundleError: it gave another one.
+    """
+    sides = tuple(value.shape)
+    if len(sides) != len(shape) or any(
+        side == 0 if wanted is None else side != wanted
+        for side, wanted in zip(sides, shape, strict=True)
+    ):
+        wanted = ["any" if side is None else side for side in shape]
+        raise BundleError(
+            f"a graph gives {list(sides)[:8]} where it should give {wanted}: export the bundle "
+            "again"
+        )

@@ -135,7 +135,10 @@ def execute(args: argparse.Namespace) -> None:
     if record.measured:
         say("", *_measured(record), "")
     if not built:
-        say(f"nothing changed since {record.folder} was built")
+        say(
+            f"nothing changed since {record.folder} was built, so it is kept, whoever built it: "
+            "remove that folder to build anew"
+        )
     else:
         say(
             f"{len(built)} engines in {args.bundle / record.folder}: {record.flavour} "

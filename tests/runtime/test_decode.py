@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from geomag_edge.errors import BundleError
 from geomag_edge.graphs import past_names
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.decode import decode_greedily
@@ -132,3 +133,29 @@ def test_nothing_before_the_picture_is_allowed(graphs, visual):
     llm, embed, shape = graphs
     decoded = decode_greedily(llm, embed, shape, [], visual, AFTER, [], SEG, (), 2)
     assert len(decoded.ids) == 2
+
+
+class Bent:
+    """A session one of whose outputs has another shape than its contract says."""
+
+    def __init__(self, inner, output, shape):
+        self.inner, self.output, self.shape = inner, output, shape
+
+    def run(self, feeds, keep=frozenset()):
+        return self.inner.run(feeds, keep) | {self.output: np.zeros(self.shape, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("output", "shape"),
+    [("logits", (1, 1, 0)), ("logits", (1, 0, 9)), ("logits", (9,)), ("hidden_states", (1, 1, 7)),
+     ("hidden_states", (0, 11, 48)), ("inputs_embeds", (1, 0, 48)), ("inputs_embeds", (3, 5, 7))],
+)  # fmt: skip
+def test_a_graph_that_gives_other_shapes_than_it_declares_is_refused(graphs, visual, output, shape):
+    llm, embed, decoder = graphs
+    bent = (
+        (llm, Bent(embed, output, shape))
+        if output == "inputs_embeds"
+        else (Bent(llm, output, shape), embed)
+    )
+    with pytest.raises(BundleError, match="a graph gives"):
+        decode((*bent, decoder), visual)
