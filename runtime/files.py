@@ -19,7 +19,8 @@ import rasterio.shutil
 from geomag_edge.errors import ImageError
 from geomag_edge.printing import printable
 
-from .formats import RASTERS, WITH_HDF5, check_beside, check_inside, check_size, opened
+from .declared import check_declared, check_folder
+from .formats import HERE, RASTERS, check_beside, check_inside, check_size, opened
 from .hdf5 import NAMED, check_hdf5
 from .reading import GDAL_ERRORS, LINKED, REMOTE, reading
 from .vrt import MARK, check_vrt
@@ -70,9 +71,9 @@ def _open(name: str, options: dict[str, Any]) -> Any:
         sign = "&" if "?" in name else "?"
         return opened(f"{name}{sign}if={','.join(RASTERS)}", ("VRT",), **options)
     part = NAMED.fullmatch(name)
-    if part and os.path.isfile(part[1]):
-        check_hdf5(part[1])
-        return opened(name, WITH_HDF5, **options)
+    if part and os.path.exists(part[1]):
+        _check_contents(part[1])
+        return opened(name, HERE, **options)
     # rasterio takes the first part of a relative path for a host.
     archive = re.match(r"((?:zip|tar|gzip)(?:\+file)?://)([^/].*)", name)
     if archive:
@@ -82,12 +83,9 @@ def _open(name: str, options: dict[str, Any]) -> Any:
 
 def _open_local(path: str, options: dict[str, Any]) -> Any:
     """A file or a folder here, by its absolute path, which GDAL takes for nothing else."""
-    drivers: tuple[str, ...] = WITH_HDF5
-    if not os.path.isfile(path) and not os.path.isdir(path):
-        raise ImageError(f"{path} is a pipe or a device: give an image file")
+    drivers: tuple[str, ...] = HERE
+    _check_contents(path)
     check_beside([path])
-    if os.path.isfile(path):
-        check_hdf5(path)
     if os.path.isfile(path) and path.lower().endswith(".vrt"):
         with open(path, "rb") as file:
             if MARK in file.read(1024):
@@ -98,6 +96,17 @@ def _open_local(path: str, options: dict[str, Any]) -> Any:
     except UnicodeEncodeError:  # rasterio speaks UTF-8 alone, a file system any bytes
         return _open_linked(path, drivers, options)
     return opened(path, drivers, **options)
+
+
+def _check_contents(path: str) -> None:
+    """What can only be known of an image by looking into it before GDAL does."""
+    if os.path.isdir(path):
+        check_folder(path)
+    elif os.path.isfile(path):
+        check_hdf5(path)
+        check_declared(path)
+    else:
+        raise ImageError(f"{path} is a pipe or a device: give an image file")
 
 
 def _open_linked(name: str, drivers: tuple[str, ...], options: dict[str, Any]) -> Any:

@@ -59,8 +59,9 @@ class Fill:
         if self.nodata is None or math.isnan(self.nodata):
             return None
         if dtype.kind == "f":
-            with np.errstate(over="ignore"):
-                return dtype.type(self.nodata)
+            with np.errstate(over="ignore"):  # infinity is no data whatever is asked for
+                value = dtype.type(self.nodata)
+            return value if np.isfinite(value) else None
         if math.isinf(self.nodata):
             return None
         if dtype.kind == "b" or self.nodata != int(self.nodata):

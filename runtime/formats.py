@@ -9,6 +9,7 @@ listed that hold their pixels themselves; what lies beside an image and would be
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -22,16 +23,18 @@ from rasterio.io import DatasetReader
 
 from geomag_edge.errors import ImageError
 
+from .declared import check_declared
+
 NESTED = ("GTiff", "PNG", "JPEG", "JP2OpenJPEG", "JP2KAK", "JP2ECW")
 """Formats of files that are opened because another file says so. GDAL opens these without our list;
 each begins with bytes by which it is told from all others."""
 RASTERS = (
     *NESTED, "WEBP", "GIF", "BIGGIF", "BMP", "PNM", "JPEGXL", "AVIF", "HEIF", "HFA", "ENVI", "EHdr",
-    "AAIGrid", "DTED", "SRTMHGT", "GRIB", "NITF", "Zarr", "GPKG",
+    "AAIGrid", "DTED", "SRTMHGT", "GRIB", "NITF", "Zarr",
 )  # fmt: skip
 """Formats that hold their own pixels."""
-WITH_HDF5 = (*RASTERS, "netCDF", "HDF5", "HDF5Image", "BAG")
-"""The same and those of files that `check_hdf5` has seen."""
+HERE = (*RASTERS, "netCDF", "HDF5", "HDF5Image", "BAG", "GPKG")
+"""The same and those of files and folders that were looked into."""
 
 DIRECTIONS = ("VRTDataset", "GDAL_WMS", "GDAL_WMTS", "WCS_GDAL", "MRF_META", "GDALTileIndexDataset")
 PAM, AUX = ".aux.xml", ".aux"
@@ -80,6 +83,7 @@ def check_nested(path: str, drivers: tuple[str, ...] = NESTED) -> None:
     """
     if not os.path.isfile(path):
         raise ImageError(f"{path} is no file (a folder, a pipe or a device): put a file there")
+    check_declared(path)
     with open(path, "rb") as file:
         # GDAL looks for the words of formats made of text up to the first null byte.
         binary = b"\0" in file.read(32)
@@ -184,13 +188,19 @@ def check_beside(paths: Iterable[str]) -> None:
             for entry in entries:
                 name = entry.name.casefold()
                 if not entry.is_file() and not entry.is_dir() and os.path.exists(entry.path):
-                    if name.startswith(tuple(stems)):
+                    # Metadata of satellites begin like the image or not, and end in .txt or .xml.
+                    if name.startswith(tuple(stems)) or _may_be_text(entry):
                         raise ImageError(
                             f"{entry.path} lies beside the image and is a pipe or a device: "
                             "move it away"
                         )
                 elif name.endswith(SIDECARS) and _belongs(name, stems):
                     _check_sidecar(entry.path, name)
+
+
+def _may_be_text(entry: os.DirEntry[str]) -> bool:
+    """Whether GDAL may take it for metadata; nobody can open a socket."""
+    return "." in entry.name[1:] and not stat.S_ISSOCK(entry.stat().st_mode)
 
 
 def _belongs(name: str, stems: set[str]) -> bool:

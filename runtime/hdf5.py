@@ -22,7 +22,7 @@ from geomag_edge.errors import ImageError
 from .formats import MOST_BLOCK_BYTES
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-NAMED = re.compile(r'(?:netcdf|hdf5|bag):"?([^"]+?)"?(?::.*)?', re.I | re.S)
+NAMED = re.compile(r'(?:netcdf|hdf5|bag|zarr|gpkg):"?([^"]+?)"?(?::.*)?', re.I | re.S)
 """The name of a part of such a file."""
 
 _ADDRESS_BYTES = 8
