@@ -40,6 +40,7 @@ _INSIDE: dict[str, dict[int, str]] = {
                   23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "external"},
+    "function": {11: "attribute"},
 }  # fmt: skip
 """Message -> field number -> what lies there, of onnx.proto."""
 

@@ -169,6 +169,14 @@ def test_the_function_that_exports_write_is_known(tmp_path, opset):
     assert read_onnx(written(tmp_path / "m.onnx", model)).inputs
 
 
+def test_what_a_function_has_where_nothing_is_given_is_looked_into(tmp_path):
+    model = onnx.load_from_string(encoder())
+    function = psc_crop_function(23)
+    function.attribute_proto.append(onnx.AttributeProto(name="t", type=4, t=tensor("evil.bin")))
+    model.functions.append(function)
+    assert "evil.bin" in read_onnx(written(tmp_path / "m.onnx", model)).external
+
+
 def renamed(model):
     model.graph.output[0].name = "other"
 
