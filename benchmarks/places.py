@@ -31,8 +31,8 @@ from rasterio.transform import from_origin
 
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.runtime.geojson import feature_collection
+from geomag_edge.runtime.georef import Georef
 from geomag_edge.runtime.masks import Mask
-from geomag_edge.runtime.raster import Georef
 
 GEOD = pyproj.Geod(ellps="WGS84")
 GOES = "+proj=geos +h=35786023 +lon_0=-75 +sweep=x +ellps=GRS80"

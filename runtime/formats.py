@@ -38,12 +38,16 @@ HERE = (*RASTERS, "netCDF", "HDF5", "HDF5Image", "BAG", "GPKG")
 
 DIRECTIONS = ("VRTDataset", "GDAL_WMS", "GDAL_WMTS", "WCS_GDAL", "MRF_META", "GDALTileIndexDataset")
 PAM, AUX = ".aux.xml", ".aux"
-SIDECARS = (".ovr", ".msk", PAM, AUX)
+COARSER = tuple(f".r{i}" for i in range(1, 6))
+"""What overviews of NITF end in; GDAL puts them together as a VRT, which takes anything."""
+SIDECARS = (".ovr", ".msk", PAM, AUX, *COARSER)
 MOST_PX = 10**13
 """A map of the whole Earth at 10 m has 8e12."""
 MOST_BANDS = 4096
 MOST_BLOCK_BYTES = 256_000_000
 """A block is decoded whole, with all bands where they are interleaved."""
+WHOLE = ("WEBP", "AVIF", "HEIF", "JPEGXL")
+"""Formats that are decoded whole, whatever blocks GDAL shows them in."""
 MOST_BLOCKS = 4_000_000
 """Libraries keep some bytes of each; 100,000 px squared in tiles of 256 px have 152,881."""
 SIDECAR_BYTES = 64_000_000
@@ -137,7 +141,10 @@ def check_size(name: str, dataset: Any) -> None:
             f"{name} declares {bands} bands, more than {MOST_BANDS}: write the bands that matter "
             "to a file (gdal_translate -b 1 -b 2 -b 3 IN OUT.tif)"
         )
-    if (block_bytes := largest_block_bytes(dataset)) > MOST_BLOCK_BYTES:
+    block_bytes = largest_block_bytes(dataset)
+    if dataset.driver in WHOLE:
+        block_bytes = height * width * bytes_per_pixel(dataset, dataset.indexes)
+    if block_bytes > MOST_BLOCK_BYTES:
         raise ImageError(
             f"{name} holds its pixels in blocks of {block_bytes:,} bytes; the most is "
             f"{MOST_BLOCK_BYTES:,}: rewrite it (gdal_translate -co TILED=YES IN OUT.tif)"
@@ -213,6 +220,12 @@ def _check_sidecar(path: str, name: str) -> None:
     if name.endswith(PAM):
         if os.path.getsize(path) > SIDECAR_BYTES:
             raise ImageError(f"{path} is larger than {SIDECAR_BYTES // 1_000_000} MB: remove it")
+    elif name.endswith(COARSER):
+        with open(path, "rb") as file:
+            is_nitf = file.read(4) in (b"NITF", b"NSIF")
+        if not is_nitf or directions(path):
+            raise ImageError(f"{path} is no NITF, so it is not opened: move it away")
+        check_declared(path)
     elif not name.endswith(AUX):
         check_nested(path)
     elif os.path.isfile(path):

@@ -16,10 +16,10 @@ import shapely
 
 from .antimeridian import cut_polygon, ellipsoid_area, joined, rounded
 from .curves import Ring, placed
+from .georef import Georef
 from .ground import Ground, ground_of
 from .masks import Mask
 from .outline import F64, outline, signed_area
-from .raster import Georef
 
 
 def feature_collection(

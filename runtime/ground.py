@@ -20,9 +20,9 @@ from rasterio.transform import Affine, GCPTransformer, RPCTransformer, from_orig
 from rasterio.warp import Resampling, reproject
 from rasterio.warp import transform as warp_points
 
+from .georef import Georef
 from .outline import F64, Keep
 from .proj import database_note
-from .raster import Georef
 from .unwarned import unwarned
 
 Place = Callable[[F64], F64]

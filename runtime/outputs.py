@@ -21,10 +21,10 @@ from rasterio.windows import Window
 from geomag_edge.errors import InputError, OutputError
 
 from .geojson import feature_collection
+from .georef import Georef
 from .masks import BLOCK_PX, Mask
 from .overlay import draw_overlay, mask_colour
 from .placing import ANSWER, check_inputs, placed
-from .raster import Georef
 from .reading import CACHE_BYTES
 from .scene import Scene
 from .unwarned import unwarned

@@ -25,6 +25,7 @@ from .bands import BandInfo, chosen_bands
 from .files import open_raster
 from .fill import Sample, all_hold, checked_nodata, frame, impossible_note, samples_of
 from .formats import largest_block_bytes
+from .georef import georef_of
 from .pixels import (
     CHUNK_PX,
     MOST_CHUNK_PX,
@@ -48,24 +49,6 @@ HOLE_PX = 128 * 128
 """Smaller blocks are read rather than asked for."""
 
 Rect = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Georef:
-    """Where an image lies, exactly as its file says it."""
-
-    crs: Any = None
-    """`rasterio.crs.CRS`, or None."""
-    transform: Any = None
-    """`affine.Affine` from pixel (col, row) to the CRS, or None."""
-    gcps: tuple[Any, ...] = ()
-    """Ground control points, in `crs`, of an image that has them instead of a transform."""
-    rpcs: Any = None
-
-    @property
-    def is_georeferenced(self) -> bool:
-        """Whether pixels can be turned into coordinates of a CRS."""
-        return self.crs is not None and self.transform is not None
 
 
 @dataclass
@@ -464,18 +447,6 @@ def _first(window: Rect, alone: bool) -> Rect:
 def whole_factor(height: int, width: int) -> int:
     """The smallest whole factor that brings a picture down to TILE_PX."""
     return math.ceil(math.sqrt(height * width / TILE_PX)) if height * width > TILE_PX else 1
-
-
-def georef_of(ds: Any, notes: list[str]) -> Georef:
-    """What a dataset says about its place on Earth; `notes` tells what of it is garbled."""
-    none: tuple[list[Any], Any] = ([], None)
-    gcps, gcp_crs = told(lambda: ds.gcps, none, "its control points", notes)
-    transform = None if ds.transform.is_identity else ds.transform
-    crs = told(lambda: ds.crs, None, "its coordinate reference system", notes)
-    crs = crs or (gcp_crs if gcps else None)
-    rpcs = told(lambda: ds.rpcs, None, "its RPCs", notes)
-    told(lambda: ds.colorinterp, None, "part of its georeference", notes)  # a late fault of these
-    return Georef(crs or None, transform, tuple(gcps) if transform is None else (), rpcs)
 
 
 def _part(ds: Any, last: bool = False) -> str:

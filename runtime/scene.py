@@ -26,8 +26,9 @@ from geomag_edge.errors import ImageError
 from geomag_edge.nodata import fill_view
 
 from .arrays import Picture, from_array, from_pillow
+from .georef import Georef
 from .pixels import TILE_PX, U8, Valid, nothing_valid
-from .raster import Georef, Level, Raster
+from .raster import Level, Raster
 from .validity import Validity
 
 __all__ = ["Georef", "Scene"]

@@ -22,8 +22,8 @@ from rasterio.transform import Affine
 
 from geomag_edge.errors import ImageError
 from geomag_edge.runtime.geojson import feature_collection
+from geomag_edge.runtime.georef import Georef
 from geomag_edge.runtime.masks import Mask
-from geomag_edge.runtime.raster import Georef
 from geomag_edge.runtime.reading import reading
 from geomag_edge.runtime.scene import Scene
 

@@ -10,6 +10,7 @@ import struct
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 from rasterio.transform import from_origin
 
 from geomag_edge.errors import ImageError
@@ -25,9 +26,9 @@ def refused(name):
 
 
 def written(path, driver, **options):
-    place = {"crs": "EPSG:3857", "transform": from_origin(0, 0, 10, 10)}
+    place = {"crs": "EPSG:3857", "transform": from_origin(0, 0, 10, 10)} | options
     with rasterio.open(
-        path, "w", driver=driver, width=80, height=60, count=3, dtype="uint8", **place, **options
+        path, "w", driver=driver, width=80, height=60, count=3, dtype="uint8", **place
     ) as ds:
         ds.write(PICTURE)
     return path
@@ -135,6 +136,19 @@ def test_pipes_that_may_be_metadata_are_refused_and_sockets_are_not(tmp_path, mo
         Scene.open(path).close()
     os.mkfifo(tmp_path / beside)
     assert "is a pipe" in refused(path)
+
+
+@pytest.mark.parametrize("beside", ["a.ntf.r1", "a.r5", "A.R2"])
+@pytest.mark.parametrize("data", [b"<VRTDataset>", b"NITF<VRTDataset>", b"II*\0" + bytes(99)])
+def test_coarser_levels_of_a_nitf_are_nitf(tmp_path, beside, data):
+    written(tmp_path / "a.ntf", "NITF", crs=None, transform=None)
+    (tmp_path / beside).write_bytes(data)
+    assert "is no NITF" in refused(tmp_path / "a.ntf")
+
+
+def test_what_is_decoded_whole_has_a_bound(tmp_path):
+    Image.new("RGB", (12_000, 8_000)).save(tmp_path / "a.webp", lossless=True, method=0)
+    assert "blocks of 288,000,000 bytes" in refused(tmp_path / "a.webp")
 
 
 def test_halves_give_no_warning(recwarn):

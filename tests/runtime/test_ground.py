@@ -14,9 +14,9 @@ from rasterio.rpc import RPC
 from rasterio.transform import GCPTransformer, RPCTransformer, from_origin
 
 from geomag_edge.runtime.geojson import feature_collection
+from geomag_edge.runtime.georef import Georef
 from geomag_edge.runtime.masks import Mask
 from geomag_edge.runtime.outputs import write_outputs
-from geomag_edge.runtime.raster import Georef
 from geomag_edge.runtime.scene import Scene
 
 pytestmark = pytest.mark.filterwarnings(

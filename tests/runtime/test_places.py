@@ -15,8 +15,8 @@ from rasterio.transform import from_origin
 
 from geomag_edge.benchmarks import places
 from geomag_edge.runtime.geojson import feature_collection
+from geomag_edge.runtime.georef import Georef
 from geomag_edge.runtime.masks import Mask
-from geomag_edge.runtime.raster import Georef
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
