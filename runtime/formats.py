@@ -38,6 +38,8 @@ HERE = (*RASTERS, "netCDF", "HDF5", "HDF5Image", "BAG", "GPKG")
 
 DIRECTIONS = ("VRTDataset", "GDAL_WMS", "GDAL_WMTS", "WCS_GDAL", "MRF_META", "GDALTileIndexDataset")
 PAM, AUX = ".aux.xml", ".aux"
+MOST_LEVELS = 64
+"""Overviews, each of which is opened to be asked its size."""
 COARSER = tuple(f".r{i}" for i in range(1, 6))
 """What overviews of NITF end in; GDAL puts them together as a VRT, which takes anything."""
 SIDECARS = (".ovr", ".msk", PAM, AUX, *COARSER)
@@ -140,6 +142,11 @@ def check_size(name: str, dataset: Any) -> None:
         raise ImageError(
             f"{name} declares {bands} bands, more than {MOST_BANDS}: write the bands that matter "
             "to a file (gdal_translate -b 1 -b 2 -b 3 IN OUT.tif)"
+        )
+    if bands and (levels := len(dataset.overviews(1))) > MOST_LEVELS:
+        raise ImageError(
+            f"{name} has {levels} overviews, more than {MOST_LEVELS}: make a GeoTIFF of it "
+            "(gdal_translate IN OUT.tif)"
         )
     block_bytes = largest_block_bytes(dataset)
     if dataset.driver in WHOLE:

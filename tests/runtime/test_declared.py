@@ -157,3 +157,17 @@ def test_halves_give_no_warning(recwarn):
     for nodata in (None, -9999, 1e20):
         Scene.open(values, nodata=nodata).close()
     assert not recwarn.list
+
+
+def test_overviews_without_number_are_refused(tmp_path):
+    written(tmp_path / "a.tif", "GTiff")
+    rasterio.shutil.copy(str(tmp_path / "a.tif"), str(tmp_path / "a.vrt"), driver="VRT")
+    text = (tmp_path / "a.vrt").read_text()
+    many = " ".join(map(str, range(2, 200)))
+    for listed, count in ((many, 198), ("2 4 8", 0)):
+        more = f"<OverviewList>{listed}</OverviewList></VRTDataset>"
+        (tmp_path / "a.vrt").write_text(text.replace("</VRTDataset>", more))
+        if count:
+            assert f"has {count} overviews" in refused(tmp_path / "a.vrt")
+        else:
+            Scene.open(tmp_path / "a.vrt").close()
