@@ -123,8 +123,9 @@ def _is_plain(place: Path) -> bool:
 
 def _is_worked_in(place: Path) -> bool:
     """Whether a process, such as a shell, has it for its working folder: it would lose sight."""
-    if Path.cwd() == place:
-        return True
+    with contextlib.suppress(OSError):  # this process's own may be gone
+        if Path.cwd() == place:
+            return True
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if os.readlink(process / "cwd") == str(place):

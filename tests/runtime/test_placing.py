@@ -201,3 +201,13 @@ def test_a_folder_of_an_answer_s_name_is_not_taken_for_one(tmp_path):
     with pytest.raises(IsADirectoryError):
         write(tmp_path, "new")
     assert [p.name for p in tmp_path.rglob("*")] == ["masks.tif", "thesis.txt"]
+
+
+def test_a_process_whose_working_folder_is_gone_answers_elsewhere(tmp_path, monkeypatch):
+    gone, out = tmp_path / "gone", tmp_path / "out"
+    for folder in (gone, out):
+        folder.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    write(out, "new")
+    assert sorted(os.listdir(out)) == sorted(FILES)
