@@ -50,7 +50,7 @@ def test_a_slim_bundle_that_may_not_be_written_is_refused_before_any_work(
     [
         (("--recipe", "int3"), "invalid choice"),
         (("--recipe", "fp16", "--plot", "x.png"), "--search"),
-        (("--recipe", "fp16", "--max-miou-drop", "-1"), "give 0 to 100"),
+        (("--recipe", "fp16", "--max-miou-drop", "-1"), "is not from 0 to 100 points"),
         (("--recipe", "fp16", "--engine", "abacus"), "abacus"),
         (("--recipe", "fp16", "--search", "ort-cpu"), "trained model"),
     ],
