@@ -181,7 +181,7 @@ def _explained(name: str, cause: str) -> str:
         )
     return (
         f"cannot read {name}: {cause}; check that the file is complete and is a PNG, JPEG, "
-        "GeoTIFF or another format of docs/IMAGES.md; of others make a GeoTIFF (gdal_translate)"
+        "GeoTIFF or another raster that GDAL reads (docs/IMAGES.md lists them)"
     )
 
 
