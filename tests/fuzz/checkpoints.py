@@ -90,12 +90,11 @@ def _index(rng: Generator, given: Path, names: list[str]) -> str:
 
 def _kind(rng: Generator, given: Path, names: list[str]) -> str:
     path = given / pick(rng, ("config.json", "tokenizer.json", WEIGHTS, "psc_tokenizer.json"))
-    how = pick(rng, ("pipe", "link", "folder", "gone", "empty", "zeros"))
+    # No links: Hugging Face's cache consists of them, so they are followed.
+    how = pick(rng, ("pipe", "folder", "gone", "empty", "zeros"))
     path.unlink()
     if how == "pipe":
         os.mkfifo(path)
-    elif how == "link":
-        path.symlink_to(names[0])
     elif how == "folder":
         path.mkdir()
     elif how == "empty":
