@@ -65,9 +65,7 @@ def read_bytes(path: Path, most: int, error: Error = BundleError) -> bytes:
     except OSError as e:
         raise error(f"cannot read {path}: {e.strerror or e}") from e
     if len(content) > most:
-        raise error(
-            f"{path.name} has {size} bytes, and no such file has over {most}: it is not read"
-        )
+        raise error(f"{path} has {size} bytes, and no such file has over {most}: it is not read")
     return content
 
 
@@ -79,7 +77,7 @@ def read_json(
     Raises:
         GeoMagError: `error`; not readable, larger than `most` bytes, or not such JSON.
     """
-    return parse_json(read_bytes(path, most, error), path.name, error, bits)
+    return parse_json(read_bytes(path, most, error), str(path), error, bits)
 
 
 def parse_json(content: bytes, name: str, error: Error = BundleError, bits: int = 64) -> Any:
@@ -202,9 +200,7 @@ def read_arrays(path: Path, error: Error = BundleError) -> dict[str, NDArray]:
         raise error(f"cannot read {path}: {e.strerror or e}") from e
     except (ValueError, LookupError, ArithmeticError, EOFError, BadZipFile, NotImplementedError,
             MemoryError) as e:  # fmt: skip
-        raise error(
-            f"{path.name} is damaged: {(str(e) or type(e).__name__)[:120]}; get it again"
-        ) from e
+        raise error(f"{path} is damaged: {(str(e) or type(e).__name__)[:120]}; get it again") from e
 
 
 _NPY = re.compile(
