@@ -199,7 +199,7 @@ def summary(rows: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, A
             }
     kinds = Counter(f.split(":")[0] for r in rows for f in r["faults"])
     return {
-        "seed": args.seed, "targets": targets, "cases": len(rows),
+        "seed": args.seed, "share": args.share, "targets": targets, "cases": len(rows),
         "processor_minutes": round(sum(r["cpu_s"] for r in rows) / 60, 1),
         "broken": sum(t["broken"] for t in targets.values()), "kinds": dict(kinds.most_common()),
     }  # fmt: skip
@@ -209,7 +209,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     """A table for benchmarks/results."""
     from geomag_edge.benchmarks.machine import described, machine
 
-    command = f"python -m tests.fuzz.campaign --seed {report['seed']}"
+    share = "" if report["share"] == 1 else f" --share {report['share']:g}"
+    command = f"python -m tests.fuzz.campaign --seed {report['seed']}{share}"
     lines = [
         "# What strangers send", "",
         f"`{command}`, {report['processor_minutes']} minutes of one core.", "",
