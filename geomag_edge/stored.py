@@ -65,7 +65,9 @@ def read_bytes(path: Path, most: int, error: Error = BundleError) -> bytes:
     except OSError as e:
         raise error(f"cannot read {path}: {e.strerror or e}") from e
     if len(content) > most:
-        raise error(f"{path} has {size} bytes, and no such file has over {most}: it is not read")
+        raise error(
+            f"{path.name} has {size} bytes, and no such file has over {most}: it is not read"
+        )
     return content
 
 
@@ -164,7 +166,7 @@ def json_lines(path: Path, error: Error) -> Iterator[tuple[int, Any]]:
     with file:
         size = os.fstat(file.fileno()).st_size
         if size > LINES_BYTES:
-            raise error(f"{path} has {size} bytes, at most {LINES_BYTES} are read: split it")
+            raise error(f"{path.name} has {size} bytes, at most {LINES_BYTES} are read: split it")
         for number in itertools.count(1):
             line = file.readline(LINE_BYTES + 1)
             if not line:

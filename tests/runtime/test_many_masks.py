@@ -44,5 +44,5 @@ def test_a_model_that_goes_on_asking_gets_the_first_ones_and_a_note(pipe, monkey
 
 @pytest.mark.parametrize("prefix", ["\ud800", 7, None, "x" * 30_000])
 def test_a_start_that_is_no_text_is_refused(pipe, prefix):
-    with pytest.raises(PromptError, match="the answer's start"):
+    with pytest.raises(PromptError, match=r"answer.s start|answer_prefix"):
         pipe(SMALL, "ships", answer_prefix=prefix)
