@@ -214,7 +214,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = [
         "# What strangers send", "",
         f"`{command}`, {report['processor_minutes']} minutes of one core.", "",
-        f"{described(machine())}. Rules: tests/fuzz/judge.py.", "",
+        f"{described(machine(1))}. Rules: tests/fuzz/judge.py.", "",
         "| input | cases | answered | refused | rules broken | most processor s | most MB |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
