@@ -7,8 +7,10 @@ write them, so both are made, kept and checked with the tools that users have.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from geomag_edge.bounds import MANIFEST_BYTES
 from geomag_edge.errors import BundleError, InputError, MissingExtraError
@@ -34,22 +36,13 @@ def signing_key(path: Path) -> Ed25519PrivateKey:
         InputError: not readable, of another kind, or locked by a passphrase.
         MissingExtraError: no cryptography.
     """
+    forms, ed25519 = _library()
     try:
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives import serialization as forms
-        from cryptography.hazmat.primitives.asymmetric import ed25519
-    except ImportError as e:
-        raise _missing() from e
-    content = read_bytes(path, KEY_BYTES, InputError)
-    for load in (forms.load_pem_private_key, forms.load_ssh_private_key):
-        try:
-            key = load(content, None)
-        except TypeError as e:
-            raise InputError(f"the key {path} is locked by a passphrase: give one without") from e
-        except (ValueError, UnsupportedAlgorithm):
-            continue
-        if isinstance(key, ed25519.Ed25519PrivateKey):
-            return key
+        for key in _keys(path, (forms.load_pem_private_key, forms.load_ssh_private_key), None):
+            if isinstance(key, ed25519.Ed25519PrivateKey):
+                return key
+    except TypeError as e:
+        raise InputError(f"the key {path} is locked by a passphrase: give one without") from e
     raise InputError(
         f"{path} holds no private ed25519 key: make one with `openssl genpkey -algorithm ed25519` "
         "or `ssh-keygen -t ed25519`"
@@ -63,18 +56,8 @@ def trusted_key(path: Path) -> Ed25519PublicKey:
         InputError: not readable, or of another kind.
         MissingExtraError: no cryptography.
     """
-    try:
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives import serialization as forms
-        from cryptography.hazmat.primitives.asymmetric import ed25519
-    except ImportError as e:
-        raise _missing() from e
-    content = read_bytes(path, KEY_BYTES, InputError)
-    for load in (forms.load_pem_public_key, forms.load_ssh_public_key):
-        try:
-            key = load(content)
-        except (ValueError, UnsupportedAlgorithm):
-            continue
+    forms, ed25519 = _library()
+    for key in _keys(path, (forms.load_pem_public_key, forms.load_ssh_public_key)):
         if isinstance(key, ed25519.Ed25519PublicKey):
             return key
     raise InputError(
@@ -125,7 +108,24 @@ def check_signature(content: bytes, manifest: Path, trust: Path) -> None:
         ) from e
 
 
-def _missing() -> MissingExtraError:
-    return MissingExtraError(
-        'signatures need the package cryptography: pip install "geomag-edge[sign]"'
-    )
+def _library() -> tuple[Any, Any]:
+    """cryptography's key formats and its ed25519."""
+    try:
+        import cryptography.exceptions  # noqa: F401  part of it may be gone, too
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as e:
+        raise MissingExtraError(
+            'signatures need the package cryptography: pip install "geomag-edge[sign]"'
+        ) from e
+    return serialization, ed25519
+
+
+def _keys(path: Path, loads: Iterable[Callable[..., Any]], *password: None) -> Iterator[Any]:
+    """What a file holds, in each of the forms that it can be read as."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    content = read_bytes(path, KEY_BYTES, InputError)
+    for load in loads:
+        with suppress(ValueError, UnsupportedAlgorithm):
+            yield load(content, *password)

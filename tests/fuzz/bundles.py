@@ -16,7 +16,7 @@ from numpy.random import Generator
 from onnx import TensorProto, helper
 
 from .jail import Case, Outside
-from .mutate import TEXTS, pick, spoil_bytes, spoil_json
+from .mutate import NO_FILE, TEXTS, no_file, pick, spoil_bytes, spoil_json
 from .world import World
 
 MANIFEST, SIGNATURE, TOKENIZERS = (
@@ -279,23 +279,11 @@ def _kind(rng: Generator, world: World, names: list[str], given: Path) -> tuple[
     name = pick(rng, [MANIFEST, *world.opened])
     path, how = (
         given / name,
-        pick(rng, ("pipe", "link", "folder", "gone", "empty", "away", "zeros")),
+        pick(rng, (*NO_FILE, "link", "away")),
     )
-    data = path.read_bytes()
-    path.unlink()
-    if how == "pipe":
-        os.mkfifo(path)
-    elif how == "folder":
-        path.mkdir()
-    elif how == "empty":
-        path.touch()
-    elif how == "zeros":
-        with path.open("wb") as out:
-            out.truncate(3 << 30)
-    elif how == "link":
-        path.symlink_to(names[0])
-    elif how == "away":
-        path.symlink_to(given)
+    if how in ("link", "away"):
+        path.unlink()
+        path.symlink_to(names[0] if how == "link" else given)
     else:
-        assert data
+        no_file(path, how)
     return pick(rng, ("run", "inspect", "verify")), f"{name} is a {how}"

@@ -13,7 +13,7 @@ from numpy.random import Generator
 from geomag_edge.errors import ExportError
 
 from .jail import Case, Outside
-from .mutate import pick, spoil_bytes, spoil_json
+from .mutate import NO_FILE, no_file, pick, spoil_bytes, spoil_json
 from .world import World
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -91,17 +91,8 @@ def _index(rng: Generator, given: Path, names: list[str]) -> str:
 def _kind(rng: Generator, given: Path, names: list[str]) -> str:
     path = given / pick(rng, ("config.json", "tokenizer.json", WEIGHTS, "psc_tokenizer.json"))
     # No links: Hugging Face's cache consists of them, so they are followed.
-    how = pick(rng, ("pipe", "folder", "gone", "empty", "zeros"))
-    path.unlink()
-    if how == "pipe":
-        os.mkfifo(path)
-    elif how == "folder":
-        path.mkdir()
-    elif how == "empty":
-        path.touch()
-    elif how == "zeros":
-        with path.open("wb") as out:
-            out.truncate(3 << 30)
+    how = pick(rng, NO_FILE)
+    no_file(path, how)
     return f"{path.name} is a {how}"
 
 

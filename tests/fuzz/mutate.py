@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from numpy.random import Generator
@@ -36,6 +38,23 @@ VALUES: tuple[Any, ...] = (
 def pick(rng: Generator, of: Sequence[T]) -> T:
     """One of these."""
     return of[int(rng.integers(len(of)))]
+
+
+NO_FILE = ("pipe", "folder", "gone", "empty", "zeros")
+
+
+def no_file(path: Path, how: str) -> None:
+    """Puts something that is no proper file in a file's place, by one of `NO_FILE`."""
+    path.unlink()
+    if how == "pipe":
+        os.mkfifo(path)
+    elif how == "folder":
+        path.mkdir()
+    elif how == "empty":
+        path.touch()
+    elif how == "zeros":
+        with path.open("wb") as out:
+            out.truncate(3 << 30)
 
 
 def spoil_bytes(rng: Generator, data: bytes, head: int = 512) -> tuple[bytes, str]:

@@ -16,20 +16,14 @@ from geomag_edge.onnx_model import load_ir, load_proto
 from geomag_edge.runtime.ort import OrtSession
 from geomag_edge.runtime.reference import FILES, load_reference
 
+from ..spine.test_manifest_fields import places
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False)
     | st.text(max_size=4) | st.sampled_from([10**9, "x" * 30_000, "pixel", "../x"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=5,
 )  # fmt: skip
-
-
-def places(value, path=()):
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in items:
-        yield (*path, key)
-        if isinstance(inner, dict | list):
-            yield from places(inner, (*path, key))
 
 
 @settings(deadline=None, max_examples=150)
