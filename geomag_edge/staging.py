@@ -70,7 +70,7 @@ def staged_folder(
         )
     with contextlib.ExitStack() as stack:
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(folders_above(place))
             sweep(place.parent)
             stage = stack.enter_context(folder_in(place.parent, place.name))
         except OSError as e:
@@ -89,6 +89,23 @@ def staged_folder(
             raise
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def folders_above(place: Path) -> Iterator[None]:
+    """Makes the folders above a place; those of them that are empty in the end go again.
+
+    Raises:
+        OSError: they cannot be made.
+    """
+    made = [folder for folder in place.parents if not folder.exists()]
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def swap(stage: Path, out: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from geomag_edge import staging
 from geomag_edge.errors import OutputError
 from geomag_edge.owners import folder_in, left_in, lock, name_for
-from geomag_edge.staging import found_again, settle, sweep, sync
+from geomag_edge.staging import folders_above, found_again, settle, sweep, sync
 
 ANSWER = "answer.json"
 FILES = (ANSWER, "masks.tif", "masks.geojson", "overlay.png")
@@ -93,12 +93,12 @@ def placed(out: Path) -> Iterator[Path]:
     if place.is_dir():
         _undo_killed(place)
         sweep(place)
-    else:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    whole = not place.exists() or _is_plain(place)
-    parent, name = (place.parent, place.name) if whole else (place, "answer")
-    sweep(place.parent)
-    with folder_in(parent, name) as stage:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(folders_above(place))
+        whole = not place.exists() or _is_plain(place)
+        parent, name = (place.parent, place.name) if whole else (place, "answer")
+        sweep(place.parent)
+        stage = stack.enter_context(folder_in(parent, name))
         try:
             yield stage
             settle(stage)

@@ -7,6 +7,7 @@ import pytest
 
 from geomag_edge import staging
 from geomag_edge.errors import OutputError
+from geomag_edge.runtime.placing import placed
 from geomag_edge.staging import staged_folder
 
 
@@ -60,6 +61,17 @@ def test_whatever_ends_the_body_nothing_is_left_and_the_old_folder_is_intact(old
         write_half()
     assert names(old.parent) == ["out"]
     assert (old / "old.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("write", [staged_folder, placed])
+@pytest.mark.parametrize("there", [(), ("mine",)], ids=["none", "a file"])
+def test_folders_on_the_way_go_again_unless_somebody_has_put_a_file_there(tmp_path, write, there):
+    with pytest.raises(ValueError, match="stop"), write(tmp_path / "a" / "b" / "out"):  # noqa: PT012
+        for name in there:
+            (tmp_path / "a" / name).touch()
+        raise ValueError("stop")
+    assert names(tmp_path) == (["a"] if there else [])
+    assert not there or names(tmp_path / "a") == ["mine"]
 
 
 def test_a_full_disk_is_said_in_words(tmp_path):
