@@ -18,8 +18,14 @@ BATCH_POINTS = 200_000
 TURN_DEG = 60.0
 """Longitudes may not change by more along an edge, so that it is plain which way round it goes."""
 SHORTEST_PX = 1e-6
+MOST_BENDS = 1_000_000
+"""Points that may be added to one batch: a mask of a whole scene in UTM takes some thousands."""
 NOISE_DEG = 1e-11
 """Differences of a micrometre are rounding, not curves."""
+
+
+class EndlessError(Exception):
+    """Pixel edges are no curves on this ground, however closely they are followed."""
 
 
 class Ring(NamedTuple):
@@ -42,6 +48,9 @@ def placed(polygons: list[list[F64]], ground: Ground) -> Iterator[list[Ring]]:
     Yields:
         For each polygon its rings, the mask on their left, with points added until the straight
         line between two of them is within the ground's tolerance of the pixel edge.
+
+    Raises:
+        EndlessError: that takes more points than any map does.
     """
     batch: list[list[F64]] = []
     points = 0
@@ -104,7 +113,7 @@ def _bends(
     # A pole has any longitude, and an edge that ends there is a part of a meridian.
     at_a[:, 0] = np.where(is_pole[starts], at_b[:, 0], at_a[:, 0])
     at_b[:, 0] = np.where(is_pole[starts + 1], at_a[:, 0], at_b[:, 0])
-    found = []
+    found, added = [], 0
     while len(edge):
         length = np.hypot(*(b - a).T)
         middle = (a + b) / 2
@@ -122,6 +131,9 @@ def _bends(
         split = (bent | (turn > TURN_DEG)) & (length > SHORTEST_PX)
         split &= np.isfinite(at_middle).all(axis=1)
         share = (low + high) / 2
+        added += int(split.sum())
+        if added > MOST_BENDS:
+            raise EndlessError
         found.append((edge[split], share[split], at_middle[split]))
 
         def halves(one: Any, other: Any, split: Bools = split) -> Any:

@@ -15,9 +15,9 @@ import numpy as np
 import shapely
 
 from .antimeridian import cut_polygon, ellipsoid_area, joined, rounded
-from .curves import Ring, placed
+from .curves import EndlessError, Ring, placed
 from .georef import Georef
-from .ground import Ground, ground_of
+from .ground import Ground, ground_of, in_pixels
 from .masks import Mask
 from .outline import F64, outline, signed_area
 
@@ -37,12 +37,11 @@ def feature_collection(
     empty mask, and one that lies off the Earth, has no geometry.
     """
     ground = ground_of(georef, masks[0].shape if masks else shape or (1, 1))
-    notes = list(ground.notes)
-    with np.errstate(all="ignore"):  # what is out of all bounds has no place in the end
-        features = [
-            _feature(i, mask, label, ground, notes)
-            for i, (mask, label) in enumerate(zip(masks, labels, strict=True), start=1)
-        ]
+    try:
+        features, notes = _features(masks, labels, ground)
+    except EndlessError:
+        ground = in_pixels("lies on the ground in curves that have no end")
+        features, notes = _features(masks, labels, ground)
     collection = {
         "type": "FeatureCollection",
         "name": "masks",
@@ -53,6 +52,19 @@ def feature_collection(
     if ground.coordinates == "native":
         collection["geomag_crs"] = georef.crs.to_wkt()
     return collection
+
+
+def _features(
+    masks: Sequence[Mask], labels: Sequence[str], ground: Ground
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """(a feature a mask, notes)"""
+    notes = list(ground.notes)
+    with np.errstate(all="ignore"):  # what is out of all bounds has no place in the end
+        features = [
+            _feature(i, mask, label, ground, notes)
+            for i, (mask, label) in enumerate(zip(masks, labels, strict=True), start=1)
+        ]
+    return features, notes
 
 
 def _feature(

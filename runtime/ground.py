@@ -34,6 +34,10 @@ STRAY_M = 1000.0
 and back may be different datum shifts, which are some metres apart."""
 FARTHEST = 1e15
 """No coordinate is as large: in metres it is a tenth of a light year."""
+FARTHEST_M = 1e9
+FARTHEST_DEG = 1080.0
+"""Nothing farther has a place on the Earth: 25 times round it in metres, 3 times either way in
+degrees. Projections that repeat themselves would go round with a pixel's edge for ever."""
 POLAR_DEG = 80.0
 """Ground control points beyond this latitude are fitted in a plane, as longitudes meet there."""
 
@@ -61,9 +65,9 @@ def ground_of(georef: Georef, shape: tuple[int, int]) -> Ground:
     """Finds the way from the pixels of an image of `shape` H, W to the ground."""
     with rasterio.Env():  # without it GDAL prints what it raises
         if georef.transform is not None and georef.crs is None:
-            return _pixels("has a transform (perhaps a world file) but names no CRS")
+            return in_pixels("has a transform (perhaps a world file) but names no CRS")
         if georef.transform is not None and not _has_area(georef.transform):
-            return _pixels("has a transform under which its pixels have no area")
+            return in_pixels("has a transform under which its pixels have no area")
         if georef.transform is not None:
             return _from_transform(georef.crs, georef.transform, shape)
         if georef.gcps:
@@ -71,11 +75,12 @@ def ground_of(georef: Georef, shape: tuple[int, int]) -> Ground:
         if georef.rpcs is not None:
             return _from_rpcs(georef.rpcs, shape)
         if georef.crs is not None:
-            return _pixels("names a CRS but not where its pixels lie in it")
+            return in_pixels("names a CRS but not where its pixels lie in it")
     return Ground("pixel", lambda xy: xy)
 
 
-def _pixels(why: str) -> Ground:
+def in_pixels(why: str) -> Ground:
+    """The ground of an image that has no place, for a reason that its notes tell."""
     note = f"the image {why}: masks.geojson is in pixels"
     return Ground("pixel", lambda xy: xy, (note,))
 
@@ -84,10 +89,11 @@ def _from_transform(crs: Any, transform: Affine, shape: tuple[int, int]) -> Grou
     def to_crs(xy: F64) -> F64:
         return _affine(transform, xy)
 
-    ground = _in_crs(to_crs, crs, shape)
+    ground, lattice = _in_crs(to_crs, crs, shape), _lattice(shape)
+    if ground.coordinates == "wgs84" and np.abs(to_crs(lattice)).max() >= _farthest(crs):
+        return in_pixels("has a transform that leads farther than any place on the Earth")
     if ground.coordinates != "wgs84" or not crs.is_projected:
         return ground
-    lattice = _lattice(shape)
     returning = _returning(to_crs(lattice), crs)
     ground = replace(
         ground,
@@ -140,11 +146,11 @@ def _no_way(crs: Any, points: F64) -> str | None:
 def _from_gcps(georef: Georef, shape: tuple[int, int]) -> Ground:
     points, crs = georef.gcps, georef.crs
     if crs is None:
-        return _pixels("has ground control points but names no CRS for them")
+        return in_pixels("has ground control points but names no CRS for them")
     count = f"has {len(points)} ground control points"
     xy = np.array([(p.x, p.y) for p in points], np.float64)
     if not (np.abs([(p.col, p.row, p.x, p.y) for p in points]) < FARTHEST).all():
-        return _pixels(f"{count}, of which some are no numbers or out of all bounds")
+        return in_pixels(f"{count}, of which some are no numbers or out of all bounds")
     try:
         if crs.is_geographic:
             xy[:, 0] += 360 * np.round((xy[0, 0] - xy[:, 0]) / 360)
@@ -157,11 +163,11 @@ def _from_gcps(georef: Georef, shape: tuple[int, int]) -> Ground:
         fit = GCPTransformer(moved)
         there = fit.rowcol(*xy.T, op=np.positive)
     except Exception as e:  # GDAL's own errors have no public class
-        return _pixels(f"{count} that fix no place ({_cause(e)})")
+        return in_pixels(f"{count} that fix no place ({_cause(e)})")
     off = np.stack(there, axis=1) - [(p.row, p.col) for p in points]
     rms = math.sqrt((off**2).sum(axis=1).mean())
     if not math.isfinite(rms):
-        return _pixels(f"{count} that fix no place")
+        return in_pixels(f"{count} that fix no place")
     ground = _in_crs(lambda at: _through(fit, at), crs, shape)
     note = (
         f"coordinates are approximate: a polynomial through {len(points)} ground control points, "
@@ -178,16 +184,17 @@ def _from_rpcs(rpcs: Any, shape: tuple[int, int]) -> Ground:
         fit = RPCTransformer(rpcs, **options)
         fixed = np.isfinite(_through(fit, _lattice(shape))).any()
     except Exception as e:  # GDAL's own errors have no public class
-        return _pixels(f"has rational polynomials (RPC) that fix no place ({_cause(e)})")
+        return in_pixels(f"has rational polynomials (RPC) that fix no place ({_cause(e)})")
     if not fixed:
-        return _pixels("has rational polynomials (RPC) that fix no place")
+        return in_pixels("has rational polynomials (RPC) that fix no place")
     note = (
         "coordinates are approximate: rational polynomials (RPC) with all ground at their mean "
         f"height, {height:g} m above the ellipsoid, as there is no terrain model"
     )
 
     def place(xy: F64) -> F64:
-        return _through(fit, xy)
+        at = _through(fit, xy)
+        return np.where(np.abs(at) < FARTHEST_DEG, at, np.nan)
 
     return Ground("wgs84", place, (note,), 0.01, _mirrored(place, _lattice(shape), shape))
 
@@ -246,6 +253,12 @@ def _warp(source: Any, target: Any, points: F64, complaints: list[str] | None = 
     rasterio gives all points or none, so a batch with bad ones is halved until they are found.
     `complaints` takes what it said.
     """
+    near = (np.abs(points) < _farthest(source)).all(axis=1)
+    if not near.all():
+        out = np.full(points.shape, np.nan)
+        if near.any():
+            out[near] = _warp(source, target, points[near], complaints)
+        return out
     try:
         with rasterio.Env():
             out = np.array(warp_points(source, target, *points.T)[:2], np.float64).T
@@ -263,6 +276,13 @@ def _warp(source: Any, target: Any, points: F64, complaints: list[str] | None = 
         )
     out[~np.isfinite(out).all(axis=1)] = np.nan
     return out
+
+
+def _farthest(crs: Any) -> float:
+    """How large the coordinates of a CRS may be, in its units."""
+    if crs == WGS84 or crs.is_geographic:
+        return FARTHEST_DEG
+    return FARTHEST_M / crs.linear_units_factor[1] if crs.is_projected else FARTHEST
 
 
 def _returning(points: F64, crs: Any) -> NDArray[np.bool_]:

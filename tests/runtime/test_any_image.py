@@ -1,6 +1,7 @@
 """Whatever an image holds: an answer or one line, and not a word on stderr."""
 
 import contextlib
+import json
 import logging
 import math
 import signal
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
+from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
 from geomag_edge.errors import ImageError
@@ -146,15 +148,31 @@ def test_a_tiny_range_is_as_good_as_any(tmp_path):
     np.testing.assert_array_equal(rgb[..., 0].reshape(-1), np.arange(256))
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from([None, "EPSG:4326", "EPSG:32633", "EPSG:3031", "+proj=geos +h=35785831"]),
-    st.tuples(*[FLOATS | st.floats(-1e7, 1e7)] * 6),
-    st.booleans(),
-)
+SIZES = st.builds(math.ldexp, st.sampled_from([-1.0, 1.0]), st.integers(-50, 50))
+NUMBERS = FLOATS | st.floats(-1e7, 1e7) | SIZES
+SYSTEMS = [
+    None, "EPSG:4326", "EPSG:32633", "EPSG:3031", "EPSG:3857", "ESRI:54009",
+    "+proj=geos +h=35785831", "+proj=merc +over", "+proj=eqc", "+proj=igh", "+proj=healpix",
+]  # fmt: skip
+
+
+def placed_in(georef):
+    """The mask of a block of pixels on the ground; its outline has as few points as any map's."""
+    mask = Mask((40, 50), [[8, 5, 30, 20]], np.ones((1, 4, 4), np.float32), np.ones(1), 1.0)
+    made = feature_collection([mask], ["a"], georef)
+    assert len(json.dumps(made)) < 1_000_000
+    return made["geomag_coordinates"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(SYSTEMS), st.tuples(*[NUMBERS] * 6), st.booleans())
 @example("EPSG:4326", (1e300, 0, 0, 0, -1e300, 0), False)
 @example("EPSG:32633", (1e300, -1e300, 1, 1e300, 1, 1), True)
 @example("EPSG:32633", (math.inf, 0, 0, 0, math.nan, 0), False)
+@example("EPSG:4326", (1e7, 0, 0, 0, 1e7, 0), False)  # hundreds of turns round the Earth a pixel
+@example("EPSG:3857", (1e12, 0, 0, 0, 1e12, 0), False)
+@example("EPSG:3857", (3e14, 0, 0, 0, 3e14, 0), False)  # PROJ counts the turns one by one
+@example("EPSG:4326", (0, 0, 1e7, 3e6, 2e6, -1e7), True)
 @pytest.mark.filterwarnings("error", "ignore::PendingDeprecationWarning")
 def test_any_place_is_coordinates_or_pixels_with_a_note(crs, numbers, as_points):
     crs = None if crs is None else CRS.from_string(crs)
@@ -164,9 +182,28 @@ def test_any_place_is_coordinates_or_pixels_with_a_note(crs, numbers, as_points)
         georef = Georef(crs, None, tuple(GroundControlPoint(*c) for c in corners))
     else:
         georef = Georef(crs, Affine(*numbers))
-    mask = Mask((40, 50), [[8, 5, 30, 20]], np.ones((1, 4, 4), np.float32), np.ones(1), 1.0)
-    made = feature_collection([mask], ["a"], georef)
-    assert made["geomag_coordinates"] in ("wgs84", "native", "pixel")
+    assert placed_in(georef) in ("wgs84", "native", "pixel")
+
+
+KINDS = ("height", "lat", "long", "line", "samp")
+FOUR = ("line_num_coeff", "line_den_coeff", "samp_num_coeff", "samp_den_coeff")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(NUMBERS, min_size=10, max_size=10), st.lists(SIZES, min_size=80, max_size=80))
+@example([0, 0, 0, 20, 25, 500, 90, 180, 20, 25], [1.0, 8.0, -3.0, 0.5] * 20)
+@pytest.mark.filterwarnings("error", "ignore::PendingDeprecationWarning")
+def test_any_polynomials_are_coordinates_or_pixels_with_a_note(offsets, factors):
+    names = [f"{kind}_{what}" for what in ("off", "scale") for kind in KINDS]
+    four = dict(zip(FOUR, np.split(np.array(factors), 4), strict=True))
+    georef = Georef(None, None, (), RPC(**dict(zip(names, offsets, strict=True)), **four))
+    assert placed_in(georef) in ("wgs84", "pixel")
+
+
+def test_edges_without_end_leave_the_image_in_pixels(monkeypatch):
+    monkeypatch.setattr("geomag_edge.runtime.curves.MOST_BENDS", 10)
+    georef = Georef(CRS.from_epsg(32633), Affine(1e4, 0, 4e5, 0, -1e4, 5e6))
+    assert placed_in(georef) == "pixel"
 
 
 def fail_twice():
