@@ -113,6 +113,8 @@ def _bends(
     # A pole has any longitude, and an edge that ends there is a part of a meridian.
     at_a[:, 0] = np.where(is_pole[starts], at_b[:, 0], at_a[:, 0])
     at_b[:, 0] = np.where(is_pole[starts + 1], at_a[:, 0], at_b[:, 0])
+    round_earth = ground.coordinates == "wgs84"
+    difference = _difference if round_earth else np.subtract
     found, added = [], 0
     while len(edge):
         length = np.hypot(*(b - a).T)
@@ -121,14 +123,14 @@ def _bends(
         aside_px = np.minimum(0.5, length / 2)  # into the polygon, which is on the Earth
         at_middle = ground.place(middle)
         at_aside = ground.place(middle + left * aside_px[:, None])
-        along, half = _difference(at_b, at_a), _difference(at_middle, at_a)
-        turn = np.abs([along, half, _difference(at_b, at_middle)])[..., 0].max(axis=0)
+        along, half = difference(at_b, at_a), difference(at_middle, at_a)
+        turn = np.abs([along, half, difference(at_b, at_middle)])[..., 0].max(axis=0)
         bend = _cross(half - along / 2, along)
-        aside = _cross(along, _difference(at_aside, at_middle))
+        aside = _cross(along, difference(at_aside, at_middle))
         with np.errstate(divide="ignore", invalid="ignore"):
             off_px = np.abs(bend / aside) * aside_px
         bent = ~(off_px <= tolerance_px) & (np.abs(bend) > NOISE_DEG * np.hypot(*along.T))
-        split = (bent | (turn > TURN_DEG)) & (length > SHORTEST_PX)
+        split = (bent | (round_earth & (turn > TURN_DEG))) & (length > SHORTEST_PX)
         split &= np.isfinite(at_middle).all(axis=1)
         share = (low + high) / 2
         added += int(split.sum())

@@ -173,6 +173,7 @@ def placed_in(georef):
 @example("EPSG:3857", (1e12, 0, 0, 0, 1e12, 0), False)
 @example("EPSG:3857", (3e14, 0, 0, 0, 3e14, 0), False)  # PROJ counts the turns one by one
 @example("EPSG:4326", (0, 0, 1e7, 3e6, 2e6, -1e7), True)
+@example("EPSG:32633", (-1e14, 0, 0, 0, 1301542, 1), True)  # metres do not go round at 360
 @pytest.mark.filterwarnings("error", "ignore::PendingDeprecationWarning")
 def test_any_place_is_coordinates_or_pixels_with_a_note(crs, numbers, as_points):
     crs = None if crs is None else CRS.from_string(crs)
