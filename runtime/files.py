@@ -22,6 +22,7 @@ from geomag_edge.printing import printable
 from .declared import check_declared, check_folder
 from .formats import HERE, RASTERS, check_beside, check_inside, check_size, opened
 from .hdf5 import NAMED, check_hdf5
+from .netcdf3 import check_netcdf3
 from .reading import GDAL_ERRORS, LINKED, REMOTE, reading
 from .vrt import MARK, check_vrt
 
@@ -104,6 +105,7 @@ def _check_contents(path: str) -> None:
         check_folder(path)
     elif os.path.isfile(path):
         check_hdf5(path)
+        check_netcdf3(path)
         check_declared(path)
     else:
         raise ImageError(f"{path} is a pipe or a device: give an image file")

@@ -49,10 +49,17 @@ def bases():
         with rasterio.open(path, "r+") as ds:
             ds.build_overviews([2, 4])
         made["tif"] = path.read_bytes()
-        for driver in ("netCDF", "HFA", "BMP", "PNG", "NITF"):
+        for driver in ("HFA", "BMP", "PNG", "NITF", "GPKG"):
             copy = Path(folder, f"b.{driver}")
             rasterio.shutil.copy(str(path), str(copy), driver=driver)
             made[driver] = copy.read_bytes()
+        grey = Path(folder, "grey.tif")
+        with rasterio.open(path) as ds, rasterio.open(grey, "w", **ds.profile | {"count": 1}) as to:
+            to.write(ds.read(1), 1)
+        for kind in ("NC", "NC2", "NC4"):
+            copy = Path(folder, f"b.{kind}")
+            rasterio.shutil.copy(str(grey), str(copy), driver="netCDF", FORMAT=kind)
+            made[kind] = copy.read_bytes()
         for kind in ("JPEG", "JPEG2000", "WEBP", "GIF"):
             copy = Path(folder, f"c.{kind}")
             Image.fromarray(PICTURE).save(copy, kind)
