@@ -4,7 +4,6 @@ it says of them can be looked at: so their own bytes are."""
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
 import re
@@ -17,19 +16,17 @@ from urllib.parse import quote
 
 from geomag_edge.errors import ImageError
 
+from .jp2 import check_jp2
+
 SQLITE = b"SQLite format 3\0"
 MOST_FRAMES_PX = 500_000_000
 """Of all pictures of a GIF, which are decoded together."""
-MOST_TILES = 200_000
-"""Tiles of a JPEG 2000, times its components and some: the decoder keeps a kilobyte of each."""
 MOST_CHECKED_BYTES = 100_000_000
 """A larger database is not looked through page by page."""
 MOST_STEPS = 5_000
 """Thousands of steps of SQLite's machine: a few seconds."""
 MOST_ZARR_BYTES = 64_000_000
 
-_J2K = b"\xff\x4f\xff\x51"
-_JP2 = (b"\0\0\0\x0cjP  ", _J2K, b"NITF", b"NSIF")
 _PLAIN_SQL = re.compile(r"CREATE\s+(UNIQUE\s+INDEX|INDEX|TRIGGER|(TEMP\s+)?TABLE)\b", re.I)
 _MADE_SQL = re.compile(r"\bGENERATED\b|\bAS\s*\(", re.I)
 
@@ -50,14 +47,7 @@ def check_declared(path: str) -> None:
                     f"{path} is a GIF of pictures of {px:,} pixels together; the most is "
                     f"{MOST_FRAMES_PX:,}: give one of its pictures"
                 )
-        elif head.startswith(_JP2):
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                tiles = max(_tiles(data), default=0)
-            if tiles > MOST_TILES:
-                raise ImageError(
-                    f"{path} is a JPEG 2000 of too many tiles and components: rewrite it "
-                    "(gdal_translate -co TILED=YES IN OUT.tif)"
-                )
+    check_jp2(path)
     if head == SQLITE:
         _check_database(path)
 
@@ -79,22 +69,6 @@ def _frames(data: mmap.mmap) -> Iterator[int]:
         while at < len(data) and data[at]:
             at += 1 + data[at]
         at += 1
-
-
-def _tiles(data: mmap.mmap) -> Iterator[int]:
-    """Tiles times components, and some, of each place where a JPEG 2000 may begin."""
-    at = data.find(_J2K)
-    while at >= 0:
-        size = data[at + 8 : at + 42]  # behind the marker, its length and capabilities
-        if len(size) == 34:
-            numbers = [int.from_bytes(size[i : i + 4], "big") for i in range(0, 32, 4)]
-            width, height, _, _, across, down, left, top = numbers
-            counts = [
-                math.ceil(max(side - first, 0) / max(tile, 1))
-                for side, first, tile in ((width, left, across), (height, top, down))
-            ]
-            yield math.prod(counts) * (int.from_bytes(size[32:], "big") + 5)
-        at = data.find(_J2K, at + 1)
 
 
 def _check_database(path: str) -> None:
