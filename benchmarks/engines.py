@@ -38,8 +38,9 @@ from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import Form, interleaved
 from geomag_edge.graphs import CHAIN, TOLERANCES, present_names
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.engine import Session, open_engine
+from geomag_edge.runtime.engine import Session
 from geomag_edge.runtime.feeds import step_feeds
+from geomag_edge.runtime.opening import open_engine
 from geomag_edge.runtime.reference import Call, reference_of
 from geomag_edge.runtime.verify import replay
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.calibration import open_dataset
-from geomag_edge.calibration.datasets import Item
+from geomag_edge.calibration.items import Item
 from geomag_edge.runtime.pipeline import Pipeline
 
 Bools = NDArray[np.bool_]

@@ -27,12 +27,12 @@ from geomag_edge.benchmarks.peers.big_scenes import make_scene, open_scene
 from geomag_edge.benchmarks.peers.tiles import NEW_TOKENS
 from geomag_edge.benchmarks.peers.tiling import PER_LEVEL, one_wording
 from geomag_edge.benchmarks.publish import RESULTS, publish
-from geomag_edge.calibration.datasets import Item
+from geomag_edge.calibration.items import Item
 from geomag_edge.calibration.metrics import mask_iou, mask_overlap
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.chain import Stopwatch
-from geomag_edge.runtime.engine import open_engine
 from geomag_edge.runtime.masks import MaskMaps, joined_masks
+from geomag_edge.runtime.opening import open_engine
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.runtime.reference import RecordingEngine
 from geomag_edge.runtime.scene_session import SceneSession

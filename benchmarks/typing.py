@@ -25,8 +25,8 @@ from typing import Any
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.calibration import Dataset, open_dataset
-from geomag_edge.calibration.datasets import Picture
 from geomag_edge.calibration.evaluate import evaluate
+from geomag_edge.calibration.items import Picture
 from geomag_edge.calibration.records import Record
 from geomag_edge.runtime.pipeline import Pipeline
 

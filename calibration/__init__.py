@@ -10,8 +10,9 @@ docs/DATA.md describes the sets and the metrics. Nothing here needs torch.
 """
 
 from .compare import Comparison, Difference, compare
-from .datasets import Dataset, Item, Picture, open_dataset
+from .datasets import open_dataset
 from .evaluate import evaluate
+from .items import Dataset, Item, Picture
 from .report import Estimate, Report, read_report, write_report
 
 __all__ = [

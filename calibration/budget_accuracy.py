@@ -27,8 +27,8 @@ from geomag_edge.runtime.frontier import (
     candidates,
 )
 
-from .datasets import Dataset
 from .evaluate import prompt_of, weigh
+from .items import Dataset
 from .records import Record
 from .report import Report
 

@@ -11,7 +11,7 @@ import numpy as np
 from geomag_edge.errors import DatasetError
 from geomag_edge.prompts import prompt_with_box
 
-from .datasets import Dataset, Item
+from .items import Dataset, Item
 from .metrics import box_overlap, box_score, mask_iou, mask_overlap, same_words
 from .records import Record
 from .report import Report

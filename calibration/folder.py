@@ -15,7 +15,7 @@ from geomag_edge.runtime.files import open_raster
 from geomag_edge.staging import found_again
 from geomag_edge.stored import json_lines
 
-from .datasets import Box, Item, Picture
+from .items import Box, Item, Picture
 from .labels import LabelImage
 
 QUESTIONS = "questions.jsonl"

@@ -16,7 +16,7 @@ from geomag_edge.runtime.files import open_raster
 from geomag_edge.runtime.reading import reading
 from geomag_edge.scenes.scene import Extents
 
-from .datasets import Rect
+from .items import Rect
 
 IN_MEMORY_PX = 16_000_000
 """Masks of up to this many pixels are held while their picture is asked about; larger ones stay

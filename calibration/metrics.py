@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from geomag_edge.prompts import SEG_TOKEN
 from geomag_edge.views import iou_with
 
-from .datasets import Item, Rect
+from .items import Item, Rect
 
 BOX_IOU = 0.5
 SMALL_PX, LARGE_PX = 16, 64

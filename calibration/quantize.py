@@ -19,11 +19,11 @@ from geomag_edge.runtime.verify import Report as Parity
 from geomag_edge.runtime.verify import verify
 
 from .blame import Blame, blame
-from .datasets import Dataset
 from .evaluate import evaluate
 from .forced import activation_losses, layer_losses
 from .gate import Gate, Verdict, judge
 from .int4 import BlockWeight, bits_of
+from .items import Dataset
 from .recipes import CALIBRATED, in_4_bits
 from .relax import Node, fewest, layers_by_noise
 from .report import Report

@@ -29,7 +29,7 @@ from geomag_edge.runtime.unwarned import unwarned
 from geomag_edge.scenes import RenderedScene, SceneObject, make_questions, render_scene, write_scene
 from geomag_edge.staging import staged_folder
 
-from .datasets import Item, Picture, Rect
+from .items import Item, Picture, Rect
 
 PREFIX = "scenes:"
 SIZES_PX = (512, 1024, 2048)

@@ -23,9 +23,9 @@ from geomag_edge.runtime.reference import Sample
 
 from .blame import Blame
 from .compare import compare
-from .datasets import Dataset, Picture
 from .evaluate import evaluate
 from .gate import Gate, Verdict, judge, same_words
+from .items import Dataset, Picture
 from .linear_times import Shape, activation_shapes, gain_ms, openers, shape_of
 from .linears import find_linears
 from .report import Report

@@ -40,11 +40,11 @@ from geomag_edge.runtime.engine import (
     Session,
     graph_set,
     graph_sets,
-    open_engine,
 )
 from geomag_edge.runtime.mixture import FLOAT, judged_by, mixtures
 from geomag_edge.runtime.reference import Call, reference_of
 from geomag_edge.runtime.remembered import conditions, place, recall, remember
+from geomag_edge.runtime.single import open_single
 from geomag_edge.runtime.split import HANDS_OVER, SplitSession
 from geomag_edge.runtime.values import HOST, Values, values_of
 
@@ -155,7 +155,7 @@ class AutoEngine:
         if name not in BF16_ENGINES:  # they compete with the plain graphs, which are no worse
             precision = graph_set(self.bundle, precision)
         if (name, precision) not in self._engines:
-            self._engines[name, precision] = open_engine(name, self.bundle, precision, self.threads)
+            self._engines[name, precision] = open_single(name, self.bundle, precision, self.threads)
         return self._engines[name, precision]
 
     def _open(self, form: str, graph: str) -> Session:

@@ -1,14 +1,11 @@
-"""The small interface behind which every engine stands, and the way to open one by name."""
+"""The small interface behind which every engine stands, and the names of engines and precisions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
-from geomag_edge.arguments import path, text, told
-from geomag_edge.cores import threads_of
-from geomag_edge.errors import BundleError, CheckpointError, EngineError
+from geomag_edge.errors import EngineError
 from geomag_edge.manifest import Bundle
 
 GPU_ENGINES = ("ort-cuda", "tensorrt", "tensorrt-rtx")
@@ -65,71 +62,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees what the engine holds itself."""
-
-
-def open_engine(
-    name: str,
-    bundle: Bundle,
-    precision: str = "fp32",
-    threads: int | None = None,
-    checkpoint: str | Path | None = None,
-) -> Engine:
-    """Opens an engine on a bundle.
-
-    Args:
-        name: one of `ENGINES`.
-        bundle: the bundle.
-        precision: which set of graphs; `bf16` runs the fp32 graphs in bfloat16, `int8+bf16` the
-            rest of the int8 graphs (`openvino`, or `auto`); `auto`, with engine `auto`, the
-            fastest of all for each graph.
-        threads: CPU threads of a graph; None leaves it to the engine where all of the machine is
-            this process's, else as many as its cores and its quota are good for.
-        checkpoint: for `torch`, the folder that the bundle was exported from, if it has moved.
-
-    Raises:
-        EngineError: unknown, or not able to run here.
-        InputError: no number of threads.
-    """
-    if not isinstance(bundle, Bundle):
-        raise BundleError(f"bundle is {told(bundle)}: give a Bundle, as Bundle.open returns it")
-    text(precision, "precision", EngineError)
-    threads_of(threads)
-    if checkpoint is not None:
-        checkpoint = path(checkpoint, "checkpoint", CheckpointError)
-    if text(name, "engine", EngineError) not in ENGINES:
-        raise EngineError(f"unknown engine {name!r}: this version has {', '.join(ENGINES)}")
-    if precision == ANY and name != "auto":
-        raise EngineError(
-            f"precision {ANY} is for engine auto: name one of the bundle's for {name}"
-        )
-    as_bf16 = graph_set(bundle, precision) != precision
-    if as_bf16 and name not in (*BF16_ENGINES, "auto"):
-        raise EngineError(
-            f"{name} has no {BF16}: --engine openvino runs a bundle's fp32 graphs in bfloat16"
-        )
-    if name == "auto":
-        from geomag_edge.runtime.auto import AutoEngine
-
-        return AutoEngine(bundle, precision, threads)
-    if name == "ort-cpu":
-        from geomag_edge.runtime.ort import OrtEngine
-
-        return OrtEngine(bundle, precision, threads)
-    if name == "openvino":
-        from geomag_edge.runtime.openvino import OpenVinoEngine
-
-        return OpenVinoEngine(bundle, precision, threads)
-    if name == "ort-cuda":
-        from geomag_edge.runtime.ort_cuda import OrtCudaEngine
-
-        return OrtCudaEngine(bundle, precision)
-    if name in ("tensorrt", "tensorrt-rtx"):
-        from geomag_edge.runtime.tensorrt.engine import TensorRtEngine
-
-        return TensorRtEngine(name, bundle, precision)
-    from geomag_edge.runtime.torch_engine import TorchEngine
-
-    return TorchEngine.open(bundle, precision, threads, checkpoint)
 
 
 def graph_set(bundle: Bundle, precision: str) -> str:

@@ -14,8 +14,9 @@ from geomag_edge.manifest import Bundle
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.deadline import Deadline
-from geomag_edge.runtime.engine import Engine, default_precision, open_engine
+from geomag_edge.runtime.engine import Engine, default_precision
 from geomag_edge.runtime.judged import judged_elsewhere
+from geomag_edge.runtime.opening import open_engine
 from geomag_edge.runtime.planner import Planner, check_latency
 from geomag_edge.runtime.result import Result
 from geomag_edge.runtime.scene import Scene

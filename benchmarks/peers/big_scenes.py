@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomag_edge.calibration.datasets import Item, Picture, Rect
+from geomag_edge.calibration.items import Item, Picture, Rect
 from geomag_edge.calibration.rendered import items_of, scene_name, scene_seed
 from geomag_edge.scenes import RenderedScene, render_scene, write_scene
 from geomag_edge.staging import staged_folder

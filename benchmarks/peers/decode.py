@@ -44,7 +44,7 @@ from geomag_edge.benchmarks.timing import percentiles, ratio
 from geomag_edge.errors import EngineError, GeoMagError, MissingExtraError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.decode import decode_greedily
-from geomag_edge.runtime.engine import open_engine
+from geomag_edge.runtime.opening import open_engine
 
 WORKER = Path(__file__).with_name("worker.py")
 INT4 = "int8+int4-llm"

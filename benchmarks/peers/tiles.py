@@ -18,7 +18,7 @@ import rasterio
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from geomag_edge.calibration.datasets import Rect
+from geomag_edge.calibration.items import Rect
 from geomag_edge.errors import InputError
 from geomag_edge.runtime.pipeline import Pipeline
 

@@ -54,7 +54,7 @@ from geomag_edge.benchmarks.peers.tiles import (
     tiles_of,
 )
 from geomag_edge.benchmarks.publish import RESULTS, publish
-from geomag_edge.calibration.datasets import Item, Picture
+from geomag_edge.calibration.items import Item, Picture
 from geomag_edge.calibration.metrics import SIZES, AnswerMask, mask_iou, mask_overlap, size_name
 from geomag_edge.errors import GeoMagError
 from geomag_edge.runtime.pipeline import Pipeline

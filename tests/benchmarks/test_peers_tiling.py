@@ -20,7 +20,7 @@ from geomag_edge.benchmarks.peers.tiles import (
     tile_in_processes,
     tiles_of,
 )
-from geomag_edge.calibration.datasets import Item
+from geomag_edge.calibration.items import Item
 from geomag_edge.calibration.metrics import mask_overlap
 from geomag_edge.calibration.rendered import items_of
 from geomag_edge.errors import InputError

@@ -6,7 +6,7 @@ import numpy as np
 
 from geomag_edge.benchmarks.machine import machine
 from geomag_edge.benchmarks.typing import WAYS, TypedSet, as_markdown
-from geomag_edge.calibration.datasets import Item, Picture
+from geomag_edge.calibration.items import Item, Picture
 from geomag_edge.runtime.machine import instruction_sets
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geomag_edge.calibration.datasets import Item, Picture
 from geomag_edge.calibration.gate import Gate
+from geomag_edge.calibration.items import Item, Picture
 from geomag_edge.calibration.report import Report
 from geomag_edge.calibration.sensitivity import FirstQuestions, Layer, layer_gains, search
 from geomag_edge.errors import InputError

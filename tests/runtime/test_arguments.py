@@ -12,7 +12,7 @@ from geomag_edge import Pipeline
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import InputError
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.engine import open_engine
+from geomag_edge.runtime.opening import open_engine
 from geomag_edge.runtime.planner import check_latency
 from geomag_edge.runtime.scene import Scene
 

@@ -7,7 +7,7 @@ from geomag_edge.errors import BundleError
 from geomag_edge.graphs import past_names
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.decode import decode_greedily
-from geomag_edge.runtime.engine import open_engine
+from geomag_edge.runtime.opening import open_engine
 
 SEG = 0
 BEFORE, AFTER = [40, 41, 42], [50, 51]

@@ -9,7 +9,8 @@ from geomag_edge import Pipeline
 from geomag_edge.errors import BundleError, CheckpointError, EngineError, InputError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.engine import ENGINES, GPU_ENGINES, open_engine
+from geomag_edge.runtime.engine import ENGINES, GPU_ENGINES
+from geomag_edge.runtime.opening import open_engine
 from geomag_edge.runtime.ort import OrtSession
 from geomag_edge.runtime.reference import FILES, load_reference
 

@@ -13,8 +13,8 @@ from geomag_edge import Pipeline
 from geomag_edge.errors import BundleError, EngineError, MissingExtraError
 from geomag_edge.graphs import CHAIN, TOLERANCES
 from geomag_edge.manifest import Bundle, sha256_of
-from geomag_edge.runtime.engine import open_engine
 from geomag_edge.runtime.masks import mask_iou
+from geomag_edge.runtime.opening import open_engine
 from geomag_edge.runtime.reference import FILES, load_reference
 from geomag_edge.runtime.verify import verify
 

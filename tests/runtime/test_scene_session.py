@@ -13,8 +13,8 @@ from geomag_edge.errors import BudgetError, PromptError
 from geomag_edge.manifest import Bundle
 from geomag_edge.prompts import prompt_with_box
 from geomag_edge.runtime.chain import Chain
-from geomag_edge.runtime.engine import open_engine
 from geomag_edge.runtime.masks import mask_iou
+from geomag_edge.runtime.opening import open_engine
 from geomag_edge.runtime.reference import RecordingEngine
 from geomag_edge.runtime.result import what_is_missing
 from geomag_edge.runtime.scene import Scene

@@ -6,7 +6,8 @@ from geomag_edge import cores
 from geomag_edge.errors import InputError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime import machine, probe, remembered
-from geomag_edge.runtime.engine import ENGINES, open_engine
+from geomag_edge.runtime.engine import ENGINES
+from geomag_edge.runtime.opening import open_engine
 from geomag_edge.runtime.pipeline import Pipeline
 
 
