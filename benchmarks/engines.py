@@ -42,7 +42,7 @@ from geomag_edge.runtime.engine import Session
 from geomag_edge.runtime.feeds import step_feeds
 from geomag_edge.runtime.opening import open_engine
 from geomag_edge.runtime.reference import Call, reference_of
-from geomag_edge.runtime.verify import replay
+from geomag_edge.runtime.replay import replay
 
 FORMS = "torch:fp32,ort-cpu:fp32,openvino:fp32,openvino:bf16"
 

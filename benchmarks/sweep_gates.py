@@ -34,7 +34,7 @@ from geomag_edge.runtime.chain import Stopwatch
 from geomag_edge.runtime.masks import MaskMaps, joined_masks
 from geomag_edge.runtime.opening import open_engine
 from geomag_edge.runtime.pipeline import Pipeline
-from geomag_edge.runtime.reference import RecordingEngine
+from geomag_edge.runtime.recording import RecordingEngine
 from geomag_edge.runtime.scene_session import SceneSession
 from geomag_edge.runtime.sweep import coarse_boxes, sweep_boxes, worth_a_look
 

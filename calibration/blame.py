@@ -7,7 +7,7 @@ from typing import Any
 
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.reference import Call, Sample
-from geomag_edge.runtime.verify import difference
+from geomag_edge.runtime.replay import difference
 
 from .switch import SwitchEngine, SwitchSession
 

@@ -26,7 +26,8 @@ from geomag_edge.model.processor import TOKENIZERS, GeoMagProcessor
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.ort import OrtEngine
-from geomag_edge.runtime.reference import Sample, save_reference
+from geomag_edge.runtime.recording import save_reference
+from geomag_edge.runtime.reference import Sample
 from geomag_edge.runtime.verify import Report, verify
 from geomag_edge.signature import signing_key, write_signature
 from geomag_edge.staging import staged_folder

@@ -18,7 +18,8 @@ from geomag_edge.model.inference import answer
 from geomag_edge.model.processor import GeoMagProcessor
 from geomag_edge.prompts import SEG_TOKEN
 from geomag_edge.runtime.chain import Chain
-from geomag_edge.runtime.reference import LLM_CALLS, Call, RecordingEngine, Sample
+from geomag_edge.runtime.recording import LLM_CALLS, RecordingEngine
+from geomag_edge.runtime.reference import Call, Sample
 from geomag_edge.runtime.scene import Scene
 from geomag_edge.runtime.scene_session import SceneSession
 from geomag_edge.runtime.torch_engine import TorchEngine

@@ -12,8 +12,8 @@ from geomag_edge.graphs import Tolerance, present_names
 from geomag_edge.runtime.engine import Session
 from geomag_edge.runtime.feeds import step_feeds
 from geomag_edge.runtime.reference import Call
+from geomag_edge.runtime.replay import replay
 from geomag_edge.runtime.split import HANDS_OVER
-from geomag_edge.runtime.verify import replay
 
 ANSWER_TOKENS = 16
 """A typical answer: how many decode steps count beside one prefill."""

@@ -7,10 +7,8 @@ each array once, so an output that is the next stage's input costs nothing.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,15 +22,11 @@ from geomag_edge.fields import listed, one_of, real, record, table, text, whole
 from geomag_edge.graphs import CHAIN, PSC, GraphSpec, all_graphs
 from geomag_edge.manifest import Bundle, Manifest
 from geomag_edge.prompts import MAX_PROMPT_CHARS
-from geomag_edge.runtime.engine import Engine, Session
 from geomag_edge.stored import read_arrays, read_json
 
 FILES = ("reference.json", "arrays.npz")
 REPLAYED = (*CHAIN, PSC.name)
 """The chain's graphs, and psc.onnx, which serves tools that want crops from one graph."""
-
-LLM_CALLS = 2
-"""Calls of the LLM that are kept for a sample: the prefill and one decode step."""
 
 
 @dataclass
@@ -64,92 +58,8 @@ class Sample:
     masks: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0, 0), bool))
 
 
-class RecordingEngine:
-    """Passes everything through to another engine and keeps calls in `calls`.
-
-    Args:
-        inner: the engine to record.
-        llm_calls: how many of the LLM's calls to keep, and the token embeddings that go with them;
-            None keeps all, which holds the whole cache once for every token.
-    """
-
-    def __init__(self, inner: Engine, llm_calls: int | None = None):
-        self.inner, self.name, self.precision = inner, inner.name, inner.precision
-        self.calls: list[Call] = []
-        self._llm_calls = llm_calls
-
-    def session(self, graph: str) -> Session:
-        """A session of the inner engine that records."""
-        return _RecordingSession(self.inner.session(graph), graph, self._keep)
-
-    def _keep(self, call: Call) -> None:
-        made = sum(c.graph == "llm" for c in self.calls)
-        full = self._llm_calls is not None and made >= self._llm_calls
-        if not (full and call.graph in ("llm", "embed")):
-            self.calls.append(call)
-
-    def close(self) -> None:
-        """Closes the inner engine."""
-        self.inner.close()
-
-
-class _RecordingSession:
-    def __init__(self, inner: Session, graph: str, keep_call: Callable[[Call], None]):
-        self._inner, self._graph, self._keep_call = inner, graph, keep_call
-        self.provider = inner.provider
-
-    def run(self, feeds: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> dict[str, Any]:
-        outputs = self._inner.run(feeds)  # nothing kept: every value is a numpy array
-        self._keep_call(Call(self._graph, dict(feeds), dict(outputs)))
-        return outputs
-
-    def close(self) -> None:
-        self._inner.close()
-
-
-def save_reference(samples: list[Sample], folder: Path) -> None:
-    """Writes `reference.json` and `arrays.npz` into a folder."""
-    arrays: dict[str, NDArray] = {}
-
-    def put(array: NDArray) -> str:
-        array = np.ascontiguousarray(array)
-        key = hashlib.sha256(
-            f"{array.dtype.str}{array.shape}".encode() + array.tobytes()
-        ).hexdigest()[:24]
-        arrays[key] = array
-        return key
-
-    def record(call: Call) -> dict[str, Any]:
-        return {
-            "graph": call.graph,
-            "inputs": {k: put(v) for k, v in call.inputs.items()},
-            "outputs": {k: put(v) for k, v in call.outputs.items()},
-        }
-
-    listing = [
-        {
-            "image": put(s.image),
-            "prompt": s.prompt,
-            "budget": s.budget,
-            "answer_prefix": s.answer_prefix,
-            "max_new_tokens": s.max_new_tokens,
-            "calls": [record(c) for c in s.calls],
-            "token_ids": s.token_ids,
-            "granularity": s.granularity,
-            "boxes": s.boxes,
-            "crop_boxes": put(s.crop_boxes),
-            "masks": put(np.packbits(s.masks)),
-            "mask_shape": list(s.masks.shape),
-        }
-        for s in samples
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILES[0]).write_text(json.dumps({"samples": listing}, indent=1))
-    np.savez(folder / FILES[1], allow_pickle=False, **arrays)
-
-
 def load_reference(listing: Path, arrays: Path) -> list[Sample]:
-    """Reads what `save_reference` wrote.
+    """Reads what `recording.save_reference` wrote.
 
     Raises:
         BundleError: damaged files.

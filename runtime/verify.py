@@ -1,7 +1,7 @@
 """Does this engine still answer as the reference did? Graph by graph, then the whole chain.
 
-Each graph is replayed on the reference's own inputs, so an error is the graph's alone and does
-not pile up; then the chain runs from the image and its tokens, boxes and masks are compared.
+Each graph is replayed on the reference's own inputs (`replay`); then the chain runs from the image,
+and its tokens, boxes and masks are compared.
 """
 
 from __future__ import annotations
@@ -11,41 +11,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from geomag_edge.errors import EngineError
 from geomag_edge.graphs import TOLERANCES, Tolerance
 from geomag_edge.runtime.chain import Chain
-from geomag_edge.runtime.engine import Session
 from geomag_edge.runtime.machine import instruction_sets
 from geomag_edge.runtime.masks import mask_iou
-from geomag_edge.runtime.reference import REPLAYED, Call, Sample, check_whole
+from geomag_edge.runtime.reference import REPLAYED, Sample, check_whole
+from geomag_edge.runtime.replay import Drift, replay
 from geomag_edge.runtime.scene import Scene
 from geomag_edge.runtime.scene_session import SceneSession
 
 BOX_PX = 2.0
 """A box is read off a mask, whose edge may move by a pixel where the mask is the same."""
-
-UNITS = {"boxes": "px", "crops": "std", "views": "std", "granularity": "logit", "logits": "logit",
-         "mask_logits": "logit"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far one output of one graph is from the reference, over all its calls.
-
-    `max_abs` is in the output's own `unit`; `relative` divides it by the reference's largest
-    magnitude; `cosine` is the smallest over the calls.
-    """
-
-    graph: str
-    output: str
-    unit: str
-    calls: int
-    max_abs: float
-    relative: float
-    cosine: float
-    ok: bool
 
 
 @dataclass(frozen=True)
@@ -159,47 +137,6 @@ def tolerance_of(precision: str) -> Tolerance:
             f"no tolerance is known for {precision[:64]}: verify knows {', '.join(TOLERANCES)}"
         )
     return TOLERANCES[precision]
-
-
-def replay(session: Session, calls: list[Call], tolerance: Tolerance) -> list[Drift]:
-    """Runs one graph on recorded inputs and compares each output."""
-    errors: dict[str, list[tuple[float, float, float]]] = {}
-    for call in calls:
-        outputs = session.run(call.inputs)
-        for name, expected in call.outputs.items():
-            errors.setdefault(name, []).append(difference(expected, outputs[name]))
-    drifts = []
-    for name, found in errors.items():
-        max_abs, relative, cosine = (np.array(column) for column in zip(*found, strict=True))
-        drifts.append(
-            Drift(
-                graph=calls[0].graph,
-                output=name,
-                unit=UNITS.get(name, "unit"),
-                calls=len(found),
-                max_abs=float(max_abs.max()),
-                relative=float(relative.max()),
-                cosine=float(cosine.min()),
-                ok=bool(relative.max() <= tolerance.relative),
-            )
-        )
-    return drifts
-
-
-def difference(expected: NDArray, got: NDArray) -> tuple[float, float, float]:
-    """Max abs error, that over the expected scale, and cosine. NaN or another shape is infinite."""
-    if expected.shape != got.shape:
-        return float("inf"), float("inf"), 0.0
-    if expected.size == 0:
-        return 0.0, 0.0, 1.0
-    a, b = expected.astype(np.float64).ravel(), got.astype(np.float64).ravel()
-    if not np.isfinite(b).all():
-        return float("inf"), float("inf"), 0.0
-    max_abs = float(np.abs(a - b).max())
-    scale = float(np.abs(a).max())
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    cosine = float(a @ b / norm) if norm else float(not a.any() and not b.any())
-    return max_abs, max_abs / scale if scale else max_abs, cosine
 
 
 def _ask(chain: Chain, sample: Sample, tolerance: Tolerance) -> ChainDrift:

@@ -260,7 +260,7 @@ def torch_chain(checkpoint_of):
     from geomag_edge.model.geomag import load_checkpoint
     from geomag_edge.model.processor import GeoMagProcessor
     from geomag_edge.runtime.chain import Chain
-    from geomag_edge.runtime.reference import RecordingEngine
+    from geomag_edge.runtime.recording import RecordingEngine
     from geomag_edge.runtime.torch_engine import TorchEngine
 
     made = {}

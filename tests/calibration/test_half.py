@@ -14,7 +14,7 @@ from geomag_edge.calibration.qdq import quantize_weight
 from geomag_edge.errors import InputError
 from geomag_edge.graphs import TOLERANCES, GraphSpec, Port, all_graphs
 from geomag_edge.runtime.reference import load_reference
-from geomag_edge.runtime.verify import difference
+from geomag_edge.runtime.replay import difference
 
 LINE = GraphSpec("line", (Port("x", "float", ("n", 4)),), (Port("y", "float", ("n", 4)),))
 

@@ -19,7 +19,8 @@ from geomag_edge.errors import BundleError, InputError, OutputError
 from geomag_edge.graphs import TOLERANCES
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.pipeline import Pipeline
-from geomag_edge.runtime.verify import ChainDrift, Drift
+from geomag_edge.runtime.replay import Drift
+from geomag_edge.runtime.verify import ChainDrift
 from geomag_edge.runtime.verify import Report as Parity
 
 

@@ -15,7 +15,7 @@ from geomag_edge.graphs import TOLERANCES
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.runtime.reference import FILES, load_reference
-from geomag_edge.runtime.verify import difference
+from geomag_edge.runtime.replay import difference
 
 FAMILIES = ("qwen3-siglip", "llama-clip", "qwen2-clip")
 FORMS = [*((family, 23) for family in FAMILIES), ("qwen3-siglip", 20)]

@@ -15,7 +15,7 @@ from geomag_edge.prompts import prompt_with_box
 from geomag_edge.runtime.chain import Chain
 from geomag_edge.runtime.masks import mask_iou
 from geomag_edge.runtime.opening import open_engine
-from geomag_edge.runtime.reference import RecordingEngine
+from geomag_edge.runtime.recording import RecordingEngine
 from geomag_edge.runtime.result import what_is_missing
 from geomag_edge.runtime.scene import Scene
 from geomag_edge.runtime.scene_session import SceneSession, _streamer

@@ -13,8 +13,10 @@ from geomag_edge.errors import BundleError, EngineError
 from geomag_edge.graphs import TOLERANCES
 from geomag_edge.manifest import Bundle, sha256_of
 from geomag_edge.runtime.engine import graph_sets
-from geomag_edge.runtime.reference import FILES, load_reference, reference_of, save_reference
-from geomag_edge.runtime.verify import difference, first_difference, tolerance_of, verify
+from geomag_edge.runtime.recording import save_reference
+from geomag_edge.runtime.reference import FILES, load_reference, reference_of
+from geomag_edge.runtime.replay import difference
+from geomag_edge.runtime.verify import first_difference, tolerance_of, verify
 
 
 def reference(bundle):
