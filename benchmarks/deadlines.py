@@ -25,10 +25,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from tqdm import tqdm
+
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import percentiles
-from geomag_edge.cli.console import counted
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.deadline import Deadline
 from geomag_edge.runtime.pipeline import Pipeline
@@ -92,15 +93,13 @@ def measure(pipe: Pipeline, asked: list[Question], queries: int) -> dict[str, An
     runs = []
     for factor in FACTORS:
         reports = []
-        with counted(queries, f"{factor:g}x", "query") as progress:
-            for i in range(queries):
-                path, prompt = asked[i % len(asked)]
-                progress(prompt)
-                deadline = Deadline(planner, factor * median)
-                with pipe.open(path) as session:
-                    result = session.ask(prompt, deadline=deadline)
-                assert result.deadline is not None
-                reports.append(result.deadline)
+        for i in tqdm(range(queries), f"{factor:g}x", unit="query", disable=None):
+            path, prompt = asked[i % len(asked)]
+            deadline = Deadline(planner, factor * median)
+            with pipe.open(path) as session:
+                result = session.ask(prompt, deadline=deadline)
+            assert result.deadline is not None
+            reports.append(result.deadline)
         runs.append(summary(factor, reports))
     return {
         "queries": queries,

@@ -33,10 +33,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from geomag_edge.benchmarks.machine import described, machine, resident_mb
 from geomag_edge.benchmarks.publish import RESULTS, publish
-from geomag_edge.cli.console import counted
 from geomag_edge.errors import GeoMagError
 from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.scenes import make_questions, render_scene, write_scene
@@ -124,24 +124,24 @@ def measure(
     pipe: Pipeline, pool: Sequence[Asked], queries: int, threads: int, seed: int
 ) -> dict[str, Any]:
     """Each question in one thread, then `queries` of them at random in several."""
-    with counted(len(pool), "serial", "query") as progress:
-        expected = []
-        for asked in pool:
-            progress(asked.prompt)
-            expected.append(answer(pipe, asked))
+    serial = tqdm(pool, "serial", unit="query", disable=None)
+    expected = [answer(pipe, asked) for asked in serial]
     rng = random.Random(f"order:{seed}")
     order = [rng.randrange(len(pool)) for _ in range(queries)]
     every, done, lock = max(1, queries // SAMPLES), 0, threading.Lock()
     samples: list[dict[str, float]] = []
     differ: Counter[int] = Counter()
     started = time.perf_counter()
-    with counted(queries, "soak", "query") as progress, ThreadPoolExecutor(threads) as workers:
+    with (
+        tqdm(total=queries, desc="soak", unit="query", disable=None) as bar,
+        ThreadPoolExecutor(threads) as workers,
+    ):
 
         def ask(i: int) -> None:
             nonlocal done
             same = answer(pipe, pool[i]) == expected[i]
             with lock:
-                progress(pool[i].prompt)
+                bar.update()
                 done += 1
                 if not same:
                     differ[i] += 1

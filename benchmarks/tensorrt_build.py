@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from geomag_edge.benchmarks.publish import publish
-from geomag_edge.cli.console import table
 from geomag_edge.manifest import Bundle
+from geomag_edge.printing import table
 
 TARGET = "tensorrt-rtx"
 

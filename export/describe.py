@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import geomag_edge
 from geomag_edge.errors import BundleError, CheckpointError
 from geomag_edge.manifest import DecoderShape, Manifest, ViewSettings
 from geomag_edge.model.digest import checkpoint_digest
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
 from geomag_edge.prompts import PromptSettings
+from geomag_edge.version import VERSION
 from geomag_edge.views import PscSettings
 
 
@@ -25,7 +25,7 @@ def describe(
     config = model.config
     decoder = model.decoder()
     made = Manifest(
-        created_by=f"geomag-edge {geomag_edge.__version__}",
+        created_by=f"geomag-edge {VERSION}",
         model_config=_without_places(config.to_dict()),
         view=ViewSettings(
             config.view_px, config.grid, tuple(config.image_mean), tuple(config.image_std)

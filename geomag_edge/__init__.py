@@ -11,6 +11,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from geomag_edge.version import VERSION
+
 # Nothing phones home, so this comes before anything imports the engines. onnxruntime from 1.32 on
 # writes a device id into the user's cache and reports to its maker's host, unless told so before it
 # is imported. `import openvino` sends an event and writes a client id through openvino_telemetry;
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Pipeline", "__version__"]
 
 if TYPE_CHECKING:

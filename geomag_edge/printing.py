@@ -11,10 +11,13 @@ import math
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 LINE_CHARS = 300
 """No line about an error or a remark is longer."""
+CELL_CHARS = 120
+"""Nor a cell of a table; `--json` has everything whole."""
 
 _JOINERS = "\u200c\u200d"
 """Invisible, but part of words in Persian and Hindi, and of emoji."""
@@ -92,3 +95,30 @@ def spelt_out(character: str) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """A plain table's lines; numbers to the right, text to the left."""
+    cells = [[one_line(str(c), CELL_CHARS) for c in row] for row in rows]
+    widths = [max(len(x) for x in column) for column in zip(header, *cells, strict=True)]
+    numeric = [
+        all(isinstance(row[i], int | float) or _numeric(row[i]) for row in rows)
+        for i in range(len(header))
+    ]
+
+    def line(row: Sequence[str]) -> str:
+        parts = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        return "  ".join(parts).rstrip()
+
+    return [line(header), line(["-" * w for w in widths]), *(line(r) for r in cells)]
+
+
+def _numeric(cell: Any) -> bool:
+    try:
+        float(str(cell))
+    except ValueError:
+        return False
+    return True

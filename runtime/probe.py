@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,13 @@ from geomag_edge.budgets import TokenBudget
 from geomag_edge.cores import threads_of
 from geomag_edge.errors import PromptError
 from geomag_edge.graphs import CHAIN, present_names
+from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.chain import Chain, Stopwatch
 from geomag_edge.runtime.engine import graph_sets
 from geomag_edge.runtime.feeds import prompt_feeds, step_feeds
 from geomag_edge.runtime.frontier import candidates
 from geomag_edge.runtime.latency import LatencyModel, fitted
 from geomag_edge.runtime.machine import machine
-from geomag_edge.runtime.pipeline import Pipeline
 from geomag_edge.runtime.remembered import (
     FORMAT_VERSION,
     cache_root,
@@ -38,6 +38,7 @@ from geomag_edge.runtime.remembered import (
     remember,
     versions,
 )
+from geomag_edge.runtime.result import Result
 from geomag_edge.runtime.scene import Scene
 from geomag_edge.views import global_box, pooling_matrix, token_positions, useful_levels
 
@@ -57,8 +58,20 @@ SCENE_PX = 2048
 PROMPT, PREFIX, WORDS = "segment the ships near the pier", "[SEG]", 8
 
 
+class Asked(Protocol):
+    """What is measured: an open `Pipeline`."""
+
+    bundle: Bundle
+    chain: Chain
+
+    def __call__(
+        self, image: Any, prompt: str, budget: TokenBudget, max_new_tokens: int, answer_prefix: str
+    ) -> Result:
+        """Answers one prompt about one image."""
+
+
 def model_of(
-    pipe: Pipeline,
+    pipe: Asked,
     threads: int | None = None,
     anew: bool = False,
     progress: Callable[[str], None] = lambda step: None,
@@ -83,7 +96,7 @@ def model_of(
     return replace(model, lost=lost)
 
 
-def place(pipe: Pipeline, threads: int | None) -> Path | None:
+def place(pipe: Asked, threads: int | None) -> Path | None:
     """The file that remembers a pipeline's model; its name holds a digest of `conditions`."""
     text = json.dumps(conditions(pipe, threads), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -92,7 +105,7 @@ def place(pipe: Pipeline, threads: int | None) -> Path | None:
     return root and root / "latency" / name
 
 
-def conditions(pipe: Pipeline, threads: int | None) -> dict[str, Any]:
+def conditions(pipe: Asked, threads: int | None) -> dict[str, Any]:
     """All that the times depend on, as plain data."""
     engine, bundle = pipe.chain.engine, pipe.bundle
     files = set().union(*map(bundle.graph_files, graph_sets(bundle, engine.precision)))
@@ -109,7 +122,7 @@ def conditions(pipe: Pipeline, threads: int | None) -> dict[str, Any]:
     }
 
 
-def measure(pipe: Pipeline, progress: Callable[[str], None] = lambda step: None) -> LatencyModel:
+def measure(pipe: Asked, progress: Callable[[str], None] = lambda step: None) -> LatencyModel:
     """Measures every stage, then whole queries; see the module's docstring."""
     chain = pipe.chain
     watch = partial(Stopwatch, chain.values)
@@ -166,7 +179,7 @@ def picture(side: int = SCENE_PX) -> NDArray[np.uint8]:
     return np.repeat(np.repeat(small, 16, 0), 16, 1)
 
 
-def spread(pipe: Pipeline, model: LatencyModel, queries: int = QUERIES) -> float:
+def spread(pipe: Asked, model: LatencyModel, queries: int = QUERIES) -> float:
     """The 95th percentile of whole queries' times over the model's predictions, at least 1.
 
     Budgets of all sizes take turns, so that the fit is checked along its whole length.
@@ -188,7 +201,7 @@ def spread(pipe: Pipeline, model: LatencyModel, queries: int = QUERIES) -> float
     return max(1.0, float(np.percentile(ratios, 95, method="higher")))
 
 
-def _affordable(pipe: Pipeline, others: int) -> list[TokenBudget]:
+def _affordable(pipe: Asked, others: int) -> list[TokenBudget]:
     """Cheapest, middle and dearest pixel-level budget that the model's context takes."""
     context = pipe.chain.coder.settings.context
     some = [
@@ -252,7 +265,7 @@ def _projecting(chain: Chain, views: Any, grid: int, scene: Scene) -> Timed:
     return project
 
 
-def _lengths(pipe: Pipeline) -> list[int]:
+def _lengths(pipe: Asked) -> list[int]:
     """Prompt lengths between the cheapest budget's and the dearest's."""
     every = [b for listed in candidates(pipe.bundle.manifest.budgets).values() for b in listed]
     text = 24

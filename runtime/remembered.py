@@ -16,13 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from geomag_edge import __version__
 from geomag_edge.cores import threads_of
 from geomag_edge.errors import BundleError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.machine import machine
 from geomag_edge.staging import staged_file
 from geomag_edge.stored import read_json
+from geomag_edge.version import VERSION
 
 FORMAT_VERSION = 1
 
@@ -57,7 +57,7 @@ def cache_folder() -> Path | None:
 
 def versions() -> dict[str, str]:
     """This program's version and those of the installed engines."""
-    found = {"geomag-edge": __version__}
+    found = {"geomag-edge": VERSION}
     for name in PACKAGES:
         try:
             found[name] = version(name)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from geomag_edge.budgets import LEVELS
 from geomag_edge.cli.arguments import path, positive, text
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
-from geomag_edge.cli.console import counted, print_json, say, steps, table, tell
+from geomag_edge.cli.console import counted, print_json, say, steps, tell
 from geomag_edge.cli.run import IMAGE_HELP, add_nodata_argument
 from geomag_edge.errors import InputError, OutputError
 from geomag_edge.manifest import Bundle
-from geomag_edge.printing import printable
+from geomag_edge.printing import printable, table
 from geomag_edge.staging import write_whole
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from geomag_edge.budgets import LEVELS
 from geomag_edge.cli.arguments import watts
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
-from geomag_edge.cli.console import bar_of, print_json, say, steps, table, tell, terminal
+from geomag_edge.cli.console import bar_of, print_json, say, steps, tell, terminal
 from geomag_edge.cli.targets import add_catalog_argument
 from geomag_edge.errors import FitError, MissingExtraError
 from geomag_edge.graphs import CHAIN
-from geomag_edge.printing import one_line
+from geomag_edge.printing import one_line, table
 from geomag_edge.runtime.tensorrt.profiles import CACHES
 from geomag_edge.targets import Target, load_catalog
 

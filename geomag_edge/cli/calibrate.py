@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from geomag_edge.cli.arguments import path, positive, seed
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
-from geomag_edge.cli.console import counted, needs_extra, print_json, say, table, tell
+from geomag_edge.cli.console import counted, needs_extra, print_json, say, tell
 from geomag_edge.errors import OutputError
+from geomag_edge.printing import table
 
 if TYPE_CHECKING:
     from geomag_edge.calibration.capture import Captured

@@ -14,16 +14,16 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from geomag_edge.errors import GeoMagWarning, MissingExtraError, OutputError
-from geomag_edge.printing import LINE_CHARS, one_line, plain, printable, shortened
+from geomag_edge.printing import LINE_CHARS, one_line, plain, printable, shortened, table
 
 LOG_EVERY_S = 10.0
-SAID_CHARS, CELL_CHARS = 480, 120
-"""The longest line of a result and cell of a table; `--json` has everything whole."""
+SAID_CHARS = 480
+"""The longest line of a result; `--json` has everything whole."""
 NAME_CHARS = 60
 """Of a file or step that a progress bar names."""
 
@@ -176,33 +176,6 @@ def _descriptor(stream: TextIO) -> int | None:
 def _warned(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, GeoMagWarning):
         tell(f"geomag-edge: warning: {message}")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """A plain table's lines; numbers to the right, text to the left."""
-    cells = [[one_line(str(c), CELL_CHARS) for c in row] for row in rows]
-    widths = [max(len(x) for x in column) for column in zip(header, *cells, strict=True)]
-    numeric = [
-        all(isinstance(row[i], int | float) or _numeric(row[i]) for row in rows)
-        for i in range(len(header))
-    ]
-
-    def line(row: Sequence[str]) -> str:
-        parts = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ]
-        return "  ".join(parts).rstrip()
-
-    return [line(header), line(["-" * w for w in widths]), *(line(r) for r in cells)]
-
-
-def _numeric(cell: Any) -> bool:
-    try:
-        float(str(cell))
-    except ValueError:
-        return False
-    return True
 
 
 def terminal() -> bool:

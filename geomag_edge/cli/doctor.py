@@ -10,7 +10,8 @@ import platform
 import shutil
 from typing import Any
 
-from geomag_edge.cli.console import print_json, say, table
+from geomag_edge.cli.console import print_json, say
+from geomag_edge.printing import table
 
 PACKAGES = (
     "numpy", "onnxruntime", "onnxruntime-gpu", "rasterio", "shapely", "tokenizers", "pillow",

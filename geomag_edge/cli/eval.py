@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from geomag_edge.cli.arguments import path, positive
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
-from geomag_edge.cli.console import counted, print_json, say, table
+from geomag_edge.cli.console import counted, print_json, say
 from geomag_edge.cli.run import (
     add_engine_arguments,
     add_nodata_argument,
     open_pipeline,
 )
+from geomag_edge.printing import table
 
 if TYPE_CHECKING:
     from geomag_edge.calibration import Comparison, Dataset, Report

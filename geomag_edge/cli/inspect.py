@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
-from geomag_edge.cli.console import print_json, say, table
+from geomag_edge.cli.console import print_json, say
+from geomag_edge.printing import table
 from geomag_edge.runtime.tensorrt.profiles import GROWING
 from geomag_edge.runtime.tensorrt.record import BuildRecord, load_records
 

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from geomag_edge import __version__
 from geomag_edge.cli import (
     bench,
     build,
@@ -26,6 +25,7 @@ from geomag_edge.cli import (
     verify,
 )
 from geomag_edge.cli.console import show, tell
+from geomag_edge.version import VERSION
 
 COMMANDS = (
     quickstart,
@@ -72,7 +72,7 @@ def build_parser() -> Parser:
         prog="geomag-edge",
         description="Takes a GeoMag checkpoint to the edge: graphs, parity, answers and masks.",
     )
-    parser.add_argument("--version", action="version", version=f"geomag-edge {__version__}")
+    parser.add_argument("--version", action="version", version=f"geomag-edge {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         command = commands.add_parser(

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from geomag_edge.budgets import LEVELS
 from geomag_edge.cli.arguments import milliseconds, path, positive
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
-from geomag_edge.cli.console import counted, print_json, say, steps, table
+from geomag_edge.cli.console import counted, print_json, say, steps
 from geomag_edge.cli.run import add_engine_arguments, open_pipeline
 from geomag_edge.errors import InputError
 from geomag_edge.manifest import Bundle
+from geomag_edge.printing import table
 
 if TYPE_CHECKING:
     from geomag_edge.runtime.planner import Plan, Planner

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from geomag_edge.cli.arguments import path, points, positive, share
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
-from geomag_edge.cli.console import needs_extra, print_json, say, steps, table
+from geomag_edge.cli.console import needs_extra, print_json, say, steps
 from geomag_edge.errors import InputError
+from geomag_edge.printing import table
 
 if TYPE_CHECKING:
     from geomag_edge.calibration.blame import Blame

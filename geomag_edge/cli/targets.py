@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 
 from geomag_edge.cli.arguments import path
-from geomag_edge.cli.console import print_json, say, table
+from geomag_edge.cli.console import print_json, say
+from geomag_edge.printing import table
 from geomag_edge.targets import Target, load_catalog
 
 
