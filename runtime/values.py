@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from geomag_edge.errors import BundleError
 from geomag_edge.graphs import EMBED, ENCODER, PROJECTOR
-from geomag_edge.runtime.scene import Scene
 
 HANDED_ON = frozenset(
     [
@@ -30,6 +29,22 @@ HANDED_ON = frozenset(
 """Outputs that only a further stage reads (the cache's come on top)."""
 
 
+class Image(Protocol):
+    """An image that views are cut from; `geomag_edge.runtime.scene.Scene` is one."""
+
+    def crop(
+        self,
+        boxes: NDArray[np.float32],
+        mean_std: NDArray[np.float32],
+        size: int,
+        dtype: str = "float32",
+    ) -> NDArray[Any]:
+        """Views [K,3,S,S]."""
+
+    def resident(self, mean_std: NDArray[np.float32]) -> NDArray[np.uint8] | None:
+        """All of its pixels, where they are in memory."""
+
+
 class Values(Protocol):
     """Operations on an engine's arrays, which have `shape`, `len`, `reshape` and leading-axis
     indexing as numpy's do."""
@@ -37,7 +52,7 @@ class Values(Protocol):
     kept: frozenset[str]
 
     def crop(
-        self, scene: Scene, boxes: NDArray[np.float32], mean_std: NDArray[np.float32], size: int
+        self, scene: Image, boxes: NDArray[np.float32], mean_std: NDArray[np.float32], size: int
     ) -> Any:
         """Views [K,3,S,S]; see `Scene.crop`."""
 
@@ -64,7 +79,7 @@ class HostValues:
     kept: frozenset[str] = frozenset()
 
     def crop(
-        self, scene: Scene, boxes: NDArray[np.float32], mean_std: NDArray[np.float32], size: int
+        self, scene: Image, boxes: NDArray[np.float32], mean_std: NDArray[np.float32], size: int
     ) -> Any:
         """On the CPU."""
         return scene.crop(boxes, mean_std, size)

@@ -11,8 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from geomag_edge.runtime.cuda.array import DeviceArray
 from geomag_edge.runtime.cuda.device import Device
-from geomag_edge.runtime.scene import Scene
-from geomag_edge.runtime.values import HANDED_ON
+from geomag_edge.runtime.values import HANDED_ON, Image
 
 
 class DeviceValues:
@@ -28,10 +27,10 @@ class DeviceValues:
     def __init__(self, device: Device, view_dtype: DTypeLike) -> None:
         self.device = device
         self.view_dtype: np.dtype[Any] = np.dtype(view_dtype)
-        self._images: WeakKeyDictionary[Scene, DeviceArray] = WeakKeyDictionary()
+        self._images: WeakKeyDictionary[Image, DeviceArray] = WeakKeyDictionary()
 
     def crop(
-        self, scene: Scene, boxes: NDArray[np.float32], mean_std: NDArray[np.float32], size: int
+        self, scene: Image, boxes: NDArray[np.float32], mean_std: NDArray[np.float32], size: int
     ) -> DeviceArray:
         """On the device, where the image stays for as long as its scene is open; a scene that is
         read by windows is cut on the host, since reading bounds it."""
