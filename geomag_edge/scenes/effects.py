@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from . import texture
+from .drawing import Drawing
 from .spec import SceneSpec
-
-if TYPE_CHECKING:
-    from .raster import Drawing
 
 HAZE_RGB = (196.0, 204.0, 214.0)
 SKY_TINT = (0.94, 1.0, 1.12)

@@ -9,7 +9,6 @@ are exactly what the image shows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from PIL import Image, ImageDraw
 from ..errors import InputError
 from . import effects, shapes
 from .catalog import GRASS
+from .drawing import Drawing
 from .spec import SceneSpec
 
 TILE = 512
@@ -25,19 +25,6 @@ HALO = 4
 """Pixels drawn around a tile so that the blur sees its neighbours."""
 SUB = 2
 """Subpixels along each axis."""
-
-
-@dataclass
-class Drawing:
-    """A drawn rectangle of the scene, before colour and texture."""
-
-    x: int  # top left pixel
-    y: int
-    index: NDArray[np.int32]  # [SUB*h, SUB*w] part numbers; 0 is bare ground
-    shadow: Image.Image  # L, same shape
-    rgb: list[tuple[int, int, int]]  # by part number
-    material: list[int]
-    owner: list[int]  # object id by part number
 
 
 def index_tiles(spec: SceneSpec) -> None:
