@@ -41,19 +41,19 @@ class BuildKernels(build_ext):
 
 STAGES = ["model", "export", "runtime", "calibration", "cpp_ext", "benchmarks"]
 
+
+def packages():
+    """Import names of all folders that hold modules."""
+    folders = [
+        init.parent for top in ("geomag_edge", *STAGES) for init in Path(top).rglob("__init__.py")
+    ]
+    names = (".".join(folder.parts) for folder in folders)
+    return [n if n.startswith("geomag_edge") else f"geomag_edge.{n}" for n in names]
+
+
 setup(
     cmdclass={"build_ext": BuildKernels},
-    packages=[
-        "geomag_edge",
-        "geomag_edge.cli",
-        "geomag_edge.scenes",
-        "geomag_edge.targets",
-        "geomag_edge.runtime.tensorrt",
-        "geomag_edge.model.train",
-        "geomag_edge.runtime.cuda",
-        "geomag_edge.benchmarks.peers",
-        *(f"geomag_edge.{stage}" for stage in STAGES),
-    ],
+    packages=packages(),
     package_dir={
         "geomag_edge": "geomag_edge",
         **{f"geomag_edge.{stage}": stage for stage in STAGES},
@@ -62,6 +62,7 @@ setup(
         "geomag_edge.targets": ["*.json"],
         "geomag_edge.model": ["checkpoints/nano/*"],
         "geomag_edge.model.train": ["*.json"],
+        "geomag_edge.runtime.engines": ["*.onnx"],
         "geomag_edge.cpp_ext": ["csrc/*.h", "csrc/*.cpp", "csrc/*.cu"],
     },
     ext_modules=[

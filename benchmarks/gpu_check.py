@@ -38,22 +38,22 @@ from typing import Any
 
 import numpy as np
 
-from geomag_edge.benchmarks.gpu_polygraphy import in_a_process
+from geomag_edge.benchmarks.gpu.outside import in_a_process
 from geomag_edge.benchmarks.publish import RESULTS
 from geomag_edge.errors import GeoMagError
 from geomag_edge.graphs import TOLERANCES, Tolerance
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.cuda.device import Device
-from geomag_edge.runtime.cuda.driver import CudaDriver, first_line
-from geomag_edge.runtime.engine import GPU_ENGINES
-from geomag_edge.runtime.masks import mask_iou
-from geomag_edge.runtime.pipeline import Pipeline
-from geomag_edge.runtime.reference import Sample, reference_of
-from geomag_edge.runtime.result import Result
-from geomag_edge.runtime.tensorrt.bundle import store_measured
-from geomag_edge.runtime.tensorrt.engine import FLAVOURS
-from geomag_edge.runtime.tensorrt.record import RECORD
-from geomag_edge.runtime.verify import verify
+from geomag_edge.runtime.answers.masks import mask_iou
+from geomag_edge.runtime.chain.pipeline import Pipeline
+from geomag_edge.runtime.chain.result import Result
+from geomag_edge.runtime.engines.cuda.device import Device
+from geomag_edge.runtime.engines.cuda.driver import CudaDriver, first_line
+from geomag_edge.runtime.engines.engine import GPU_ENGINES
+from geomag_edge.runtime.engines.reference import Sample, reference_of
+from geomag_edge.runtime.engines.tensorrt.bundle import store_measured
+from geomag_edge.runtime.engines.tensorrt.engine import FLAVOURS
+from geomag_edge.runtime.engines.tensorrt.record import RECORD
+from geomag_edge.runtime.proof.verify import verify
 from geomag_edge.targets.detect import look_around
 
 PACKAGES = (
@@ -104,7 +104,7 @@ def check(
     bundle: Bundle, precision: str, rounds: int, device: Device, checkpoint: Path | None = None
 ) -> dict[str, Any]:
     """Every part on one device, as the report that is written."""
-    from geomag_edge.benchmarks import gpu_psc_crop as psc
+    from geomag_edge.benchmarks.gpu import psc_crop as psc
 
     parts: dict[str, Part] = {
         "psc_crop, exactness": lambda: psc.exactness(device),
@@ -179,7 +179,7 @@ def sanitized() -> dict[str, Any]:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         raise ImportError("compute-sanitizer is not on PATH: it comes with the CUDA toolkit")
-    script = "from geomag_edge.benchmarks.gpu_psc_crop import alone; alone()"
+    script = "from geomag_edge.benchmarks.gpu.psc_crop import alone; alone()"
     done = subprocess.run(
         [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", script],
         capture_output=True,
@@ -305,7 +305,7 @@ def torch_decode(bundle: Bundle, checkpoint: Path | None, rounds: int) -> dict[s
     import torch
     from transformers import DynamicCache
 
-    from geomag_edge.runtime.torch_engine import TorchEngine
+    from geomag_edge.runtime.engines.torch_engine import TorchEngine
 
     if not torch.cuda.is_available():
         raise ImportError(f"torch {torch.__version__} has no CUDA here")

@@ -38,7 +38,7 @@ from geomag_edge.benchmarks.peers.tiling import times
 from geomag_edge.benchmarks.publish import RESULTS
 from geomag_edge.manifest import Bundle
 from geomag_edge.model.presets import shipped_checkpoint
-from geomag_edge.runtime.frontier import frontier_of
+from geomag_edge.runtime.planning.frontier import frontier_of
 
 Row = tuple[str, str, str]
 """What is compared, the goal, what was measured."""

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from geomag_edge.runtime.machine import machine as hardware
+from geomag_edge.machine import machine as hardware
 
 SYSTEM = Path("/")
 PACKAGES = ("geomag-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch",

@@ -11,7 +11,7 @@ from geomag_edge.benchmarks.machine import described
 from geomag_edge.benchmarks.queries import STAGES
 
 if TYPE_CHECKING:
-    from geomag_edge.runtime.planner import Plan
+    from geomag_edge.runtime.planning.planner import Plan
 
 STYLE = (
     "body{font:14px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"

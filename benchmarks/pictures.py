@@ -13,7 +13,7 @@ from geomag_edge.plots import figure, write_png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from geomag_edge.runtime.planner import Plan
+    from geomag_edge.runtime.planning.planner import Plan
 
 
 def svg(drawn: Figure) -> str:

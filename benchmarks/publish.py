@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from geomag_edge.staging import write_whole
+from geomag_edge.disk.staging import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 """Where results are committed."""

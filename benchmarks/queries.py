@@ -20,10 +20,10 @@ from geomag_edge.benchmarks.machine import peak_mb, reset_peak, resident_mb
 from geomag_edge.benchmarks.timing import percentiles
 from geomag_edge.errors import InputError
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.engine import Session
-from geomag_edge.runtime.outputs import write_outputs
-from geomag_edge.runtime.pipeline import Pipeline
-from geomag_edge.runtime.result import Result
+from geomag_edge.runtime.answers.outputs import write_outputs
+from geomag_edge.runtime.chain.pipeline import Pipeline
+from geomag_edge.runtime.chain.result import Result
+from geomag_edge.runtime.engines.engine import Session
 
 FORMAT, FORMAT_VERSION = "geomag-edge bench", 1
 

@@ -9,11 +9,11 @@ compare(report, other)["mIoU"].high
 docs/DATA.md describes the sets and the metrics. Nothing here needs torch.
 """
 
-from .compare import Comparison, Difference, compare
-from .datasets import open_dataset
-from .evaluate import evaluate
-from .items import Dataset, Item, Picture
-from .report import Estimate, Report, read_report, write_report
+from geomag_edge.calibration.evaluation.compare import Comparison, Difference, compare
+from geomag_edge.calibration.evaluation.evaluate import evaluate
+from geomag_edge.calibration.evaluation.report import Estimate, Report, read_report, write_report
+from geomag_edge.calibration.sets.datasets import open_dataset
+from geomag_edge.calibration.sets.items import Dataset, Item, Picture
 
 __all__ = [
     "Comparison",

@@ -8,28 +8,34 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from geomag_edge.amend import amended
+from geomag_edge.calibration.evaluation.evaluate import evaluate
+from geomag_edge.calibration.evaluation.report import Report
+from geomag_edge.calibration.gate.blame import Blame, blame
+from geomag_edge.calibration.gate.forced import activation_losses, layer_losses
+from geomag_edge.calibration.gate.gate import Gate, Verdict, judge
+from geomag_edge.calibration.gate.relax import Node, fewest, layers_by_noise
+from geomag_edge.calibration.gate.sensitivity import (
+    FirstQuestions,
+    Probe,
+    Search,
+    layer_gains,
+    measure_layers,
+    search,
+)
+from geomag_edge.calibration.quantization.formats.int4 import BlockWeight, bits_of
+from geomag_edge.calibration.quantization.recipes import CALIBRATED, in_4_bits
+from geomag_edge.calibration.quantization.scales import load_scales
+from geomag_edge.calibration.quantization.write import SOURCE, fit_weights, method_of, write_graphs
+from geomag_edge.calibration.sets.items import Dataset
+from geomag_edge.disk.amend import amended
+from geomag_edge.disk.onnx_model import load_ir
 from geomag_edge.errors import InputError
 from geomag_edge.graphs import CHAIN, TOLERANCES
 from geomag_edge.manifest import Bundle
-from geomag_edge.onnx_model import load_ir
-from geomag_edge.runtime.pipeline import Pipeline
-from geomag_edge.runtime.reference import reference_of
-from geomag_edge.runtime.verify import Report as Parity
-from geomag_edge.runtime.verify import verify
-
-from .blame import Blame, blame
-from .evaluate import evaluate
-from .forced import activation_losses, layer_losses
-from .gate import Gate, Verdict, judge
-from .int4 import BlockWeight, bits_of
-from .items import Dataset
-from .recipes import CALIBRATED, in_4_bits
-from .relax import Node, fewest, layers_by_noise
-from .report import Report
-from .scales import load_scales
-from .sensitivity import FirstQuestions, Probe, Search, layer_gains, measure_layers, search
-from .write import SOURCE, fit_weights, method_of, write_graphs
+from geomag_edge.runtime.chain.pipeline import Pipeline
+from geomag_edge.runtime.engines.reference import reference_of
+from geomag_edge.runtime.proof.verify import Report as Parity
+from geomag_edge.runtime.proof.verify import verify
 
 SEARCH_QUESTIONS = 24
 """A search asks so many for every layer, and the whole set for every choice."""

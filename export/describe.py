@@ -7,8 +7,8 @@ from pathlib import Path
 
 from geomag_edge.errors import BundleError, CheckpointError
 from geomag_edge.manifest import DecoderShape, Manifest, ViewSettings
-from geomag_edge.model.digest import checkpoint_digest
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
+from geomag_edge.model.loading.digest import checkpoint_digest
 from geomag_edge.prompts import PromptSettings
 from geomag_edge.version import VERSION
 from geomag_edge.views import PscSettings

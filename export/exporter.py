@@ -10,6 +10,8 @@ from pathlib import Path
 import onnx
 import torch
 
+from geomag_edge.disk.signature import signing_key, write_signature
+from geomag_edge.disk.staging import staged_folder
 from geomag_edge.errors import InputError, ParityError
 from geomag_edge.export.describe import describe
 from geomag_edge.export.encoder import encoder_graph
@@ -24,13 +26,11 @@ from geomag_edge.manifest import MANIFEST, Bundle, Manifest, sha256_of
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration, load_checkpoint
 from geomag_edge.model.processor import TOKENIZERS, GeoMagProcessor
 from geomag_edge.prompts import PromptCoder
-from geomag_edge.runtime.chain import Chain
-from geomag_edge.runtime.ort import OrtEngine
-from geomag_edge.runtime.recording import save_reference
-from geomag_edge.runtime.reference import Sample
-from geomag_edge.runtime.verify import Report, verify
-from geomag_edge.signature import signing_key, write_signature
-from geomag_edge.staging import staged_folder
+from geomag_edge.runtime.chain.chain import Chain
+from geomag_edge.runtime.engines.ort import OrtEngine
+from geomag_edge.runtime.engines.reference import Sample
+from geomag_edge.runtime.proof.recording import save_reference
+from geomag_edge.runtime.proof.verify import Report, verify
 from geomag_edge.targets import Target
 from geomag_edge.targets.check import check_graph
 

@@ -1,7 +1,7 @@
 """Parity: what PyTorch did on a few samples, captured at every boundary.
 
-`capture` makes the reference that travels in the bundle; `geomag_edge.runtime.verify` compares an
-engine with it, here at export and later on any machine.
+`capture` makes the reference that travels in the bundle; `geomag_edge.runtime.proof.verify`
+compares an engine with it, here at export and later on any machine.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from geomag_edge.model.geomag import GeoMagForConditionalGeneration
 from geomag_edge.model.inference import answer
 from geomag_edge.model.processor import GeoMagProcessor
 from geomag_edge.prompts import SEG_TOKEN
-from geomag_edge.runtime.chain import Chain
-from geomag_edge.runtime.recording import LLM_CALLS, RecordingEngine
-from geomag_edge.runtime.reference import Call, Sample
-from geomag_edge.runtime.scene import Scene
-from geomag_edge.runtime.scene_session import SceneSession
-from geomag_edge.runtime.torch_engine import TorchEngine
-from geomag_edge.runtime.verify import first_difference
+from geomag_edge.runtime.chain.chain import Chain
+from geomag_edge.runtime.chain.scene_session import SceneSession
+from geomag_edge.runtime.engines.reference import Call, Sample
+from geomag_edge.runtime.engines.torch_engine import TorchEngine
+from geomag_edge.runtime.images.scene import Scene
+from geomag_edge.runtime.proof.recording import LLM_CALLS, RecordingEngine
+from geomag_edge.runtime.proof.verify import first_difference
 from geomag_edge.scenes import render_scene
 
 NEW_TOKENS = 12

@@ -24,13 +24,13 @@ __version__ = VERSION
 __all__ = ["Pipeline", "__version__"]
 
 if TYPE_CHECKING:
-    from geomag_edge.runtime.pipeline import Pipeline
+    from geomag_edge.runtime.chain.pipeline import Pipeline
 
 
 def __getattr__(name: str) -> Any:
     """Opens `Pipeline` lazily, so that importing the package costs nothing."""
     if name == "Pipeline":
-        from geomag_edge.runtime.pipeline import Pipeline
+        from geomag_edge.runtime.chain.pipeline import Pipeline
 
         return Pipeline
     raise AttributeError(f"module 'geomag_edge' has no attribute {name!r}")

@@ -152,7 +152,7 @@ _REMEDIES = {
 
 
 def _place(e: BaseException) -> str:
-    """Where in this package it happened, as ` in geomag_edge.runtime.geojson, line 146`."""
+    """Where in this package it happened, as ` in geomag_edge.runtime.answers.geojson, line 146`."""
     places = [
         f" in {frame.f_globals['__name__']}, line {line}"
         for frame, line in traceback.walk_tb(e.__traceback__)

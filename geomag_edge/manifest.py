@@ -14,18 +14,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from geomag_edge import arguments
-from geomag_edge.bounds import MANIFEST_BYTES, check_inside
 from geomag_edge.budgets import LEVELS, TokenBudget
+from geomag_edge.disk.bounds import MANIFEST_BYTES, check_inside
+from geomag_edge.disk.manifest_fields import check_manifest
+from geomag_edge.disk.onnx_file import KINDS, OnnxFile, read_onnx
+from geomag_edge.disk.pending import pending
+from geomag_edge.disk.signature import check_signature
+from geomag_edge.disk.staging import found_again
+from geomag_edge.disk.stored import open_regular, parse_json, read_bytes
 from geomag_edge.errors import BundleError, InputError
 from geomag_edge.graphs import all_graphs
-from geomag_edge.manifest_fields import check_manifest
-from geomag_edge.onnx_file import KINDS, OnnxFile, read_onnx
-from geomag_edge.pending import pending
 from geomag_edge.printing import plain
 from geomag_edge.prompts import PromptSettings
-from geomag_edge.signature import check_signature
-from geomag_edge.staging import found_again
-from geomag_edge.stored import open_regular, parse_json, read_bytes
 from geomag_edge.views import PscSettings
 
 MANIFEST = "bundle.json"

@@ -121,8 +121,8 @@ def fill_view(view: NDArray, shares: F32, blank: NDArray) -> NDArray:
     """A view with its pixels without data continued smoothly from those with data.
 
     The encoder has never seen a collar, and takes one in a single colour for a thing: masks of what
-    lies beside it get much worse. Continued like this they do not (`benchmarks/nodata.py`). Nothing
-    that is invented counts: PSC and masks leave it out.
+    lies beside it get much worse. Continued like this they do not (`benchmarks/studies/nodata.py`).
+    Nothing that is invented counts: PSC and masks leave it out.
 
     Args:
         view: [3,S,S], normalised.

@@ -6,8 +6,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from geomag_edge.disk.staging import write_whole
 from geomag_edge.errors import MissingExtraError
-from geomag_edge.staging import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

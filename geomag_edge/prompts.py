@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from geomag_edge.disk.tokenizer import read_tokenizer, tokenizing
 from geomag_edge.errors import BundleError, PromptError
 from geomag_edge.spelling import FORMS, form_of_vocabulary, spelt
-from geomag_edge.tokenizer import read_tokenizer, tokenizing
 from geomag_edge.views import global_box, image_to_view, view_to_image
 
 SEG_TOKEN = "[SEG]"

@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.errors import CheckpointError
-from geomag_edge.model.agreement import check_normalisation, check_views
+from geomag_edge.model.loading.agreement import check_normalisation, check_views
 
 VISION_FAMILIES = ("clip_vision_model", "siglip_vision_model")
 PROMPT_FAMILIES = ("clip_text_model", "siglip_text_model")

@@ -10,15 +10,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils import logging as hf_logging
 
+from geomag_edge.disk.staging import found_again
 from geomag_edge.errors import CheckpointError
 from geomag_edge.model.config import GeoMagConfig
-from geomag_edge.model.config_fields import read_config
 from geomag_edge.model.decoder import CachedDecoder
 from geomag_edge.model.encoder import GeoMagEncoder, init_encoder
-from geomag_edge.model.mask_head import GeoMagMaskHead
-from geomag_edge.model.projector import GeoMagProjector
-from geomag_edge.model.psc import PromptSelector, WindowSelection
-from geomag_edge.model.weights import (
+from geomag_edge.model.loading.config_fields import read_config
+from geomag_edge.model.loading.weights import (
     check_finite,
     check_loaded,
     check_size,
@@ -28,7 +26,9 @@ from geomag_edge.model.weights import (
     reason,
     untie_own_head,
 )
-from geomag_edge.staging import found_again
+from geomag_edge.model.mask_head import GeoMagMaskHead
+from geomag_edge.model.projector import GeoMagProjector
+from geomag_edge.model.psc import PromptSelector, WindowSelection
 
 
 class GeoMagForConditionalGeneration(PreTrainedModel):

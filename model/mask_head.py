@@ -25,7 +25,7 @@ class CrossAttention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(dim, inner) for _ in range(3))
         self.out = nn.Linear(inner, dim)
         self.attend: Callable[..., Tensor] = F.scaled_dot_product_attention
-        """Training on CPUs puts a faster form here (`geomag_edge.model.train.attention`)."""
+        """Training on CPUs puts a faster form here (`geomag_edge.model.train.losses.attention`)."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [b,t,C], k and v [b,s,C] -> [b,t,C]."""

@@ -14,10 +14,10 @@ from transformers import PreTrainedConfig
 
 from geomag_edge.cpp_ext import torch_op  # noqa: F401 - registers torch.ops.geomag.psc_crop
 from geomag_edge.errors import CheckpointError
-from geomag_edge.model.agreement import check_ids, check_prompt_end
 from geomag_edge.model.config import GeoMagConfig
-from geomag_edge.model.config_fields import read_config
-from geomag_edge.model.ends import end_ids, valid_ids
+from geomag_edge.model.loading.agreement import check_ids, check_prompt_end
+from geomag_edge.model.loading.config_fields import read_config
+from geomag_edge.model.loading.ends import end_ids, valid_ids
 from geomag_edge.prompts import IMAGE_TOKEN, SEG_TOKEN, PromptCoder, PromptSettings, read_tokenizer
 
 TOKENIZERS = ("tokenizer.json", "psc_tokenizer.json")

@@ -218,9 +218,9 @@ def bundle(exported):
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory):
     """The folder of the shipped checkpoint's bundle, calibrated on two small scenes; read only."""
-    from geomag_edge.calibration.capture import capture
-    from geomag_edge.calibration.scales import save_scales
-    from geomag_edge.calibration.sets import open_calibration_set
+    from geomag_edge.calibration.quantization.capture import capture
+    from geomag_edge.calibration.quantization.scales import save_scales
+    from geomag_edge.calibration.sets.calibrating import open_calibration_set
     from geomag_edge.export.exporter import export_bundle
     from geomag_edge.manifest import Bundle
     from geomag_edge.model.presets import shipped_checkpoint
@@ -259,9 +259,9 @@ def torch_chain(checkpoint_of):
     from geomag_edge.export.describe import describe
     from geomag_edge.model.geomag import load_checkpoint
     from geomag_edge.model.processor import GeoMagProcessor
-    from geomag_edge.runtime.chain import Chain
-    from geomag_edge.runtime.recording import RecordingEngine
-    from geomag_edge.runtime.torch_engine import TorchEngine
+    from geomag_edge.runtime.chain.chain import Chain
+    from geomag_edge.runtime.engines.torch_engine import TorchEngine
+    from geomag_edge.runtime.proof.recording import RecordingEngine
 
     made = {}
 

@@ -46,6 +46,11 @@ def test_every_module_of_the_spine_is_installed(wheel, package):
         assert f"{package}/{source.name}" in wheel
 
 
+def test_data_that_modules_read_beside_them_travels(wheel):
+    names = {name.rpartition("/")[2] for name in wheel}
+    assert {"int8_probe.onnx", "nano.json", "model.safetensors", "orin-nano-8.json"} <= names
+
+
 def test_every_folder_with_modules_is_installed(wheel):
     for top in (*STAGES, "geomag_edge"):
         for init in (ROOT / top).rglob("__init__.py"):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomag_edge.errors import GeoMagError
-from geomag_edge.runtime.masks import Mask, mask_iou
+from geomag_edge.runtime.answers.masks import Mask, mask_iou
 
 LOGIT_TOLERANCE = 1e-3
 """Greatest difference of mask logits between forms in fp32, over the reference's scale."""

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomag_edge.calibration.items import Item, Picture, Rect
-from geomag_edge.calibration.rendered import items_of, scene_name, scene_seed
+from geomag_edge.calibration.sets.items import Item, Picture, Rect
+from geomag_edge.calibration.sets.rendered import items_of, scene_name, scene_seed
+from geomag_edge.disk.staging import staged_folder
 from geomag_edge.scenes import RenderedScene, render_scene, write_scene
-from geomag_edge.staging import staged_folder
 
 SCENE, QUESTIONS = "scene.tif", "questions.json"
 BLOCK_PX = 2048

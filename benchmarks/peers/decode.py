@@ -43,8 +43,8 @@ from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import percentiles, ratio
 from geomag_edge.errors import EngineError, GeoMagError, MissingExtraError
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.decode import decode_greedily
-from geomag_edge.runtime.opening import open_engine
+from geomag_edge.runtime.chain.decode import decode_greedily
+from geomag_edge.runtime.engines.opening import open_engine
 
 WORKER = Path(__file__).with_name("worker.py")
 INT4 = "int8+int4-llm"
@@ -261,7 +261,7 @@ def plain_language_model(bundle: Bundle, checkpoint: Path | None, folder: Path) 
     """
     if (folder / "tokenizer.json").exists():
         return folder
-    from geomag_edge.runtime.torch_engine import TorchEngine
+    from geomag_edge.runtime.engines.torch_engine import TorchEngine
 
     engine = TorchEngine.open(bundle, "fp32", None, checkpoint)
     engine.model.language_model.save_pretrained(folder)

@@ -34,7 +34,7 @@ from geomag_edge.benchmarks.peers.tiling import PER_LEVEL, SET_SEED
 from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import interleaved, percentiles, ratio
 from geomag_edge.errors import GeoMagError
-from geomag_edge.runtime.pipeline import Pipeline
+from geomag_edge.runtime.chain.pipeline import Pipeline
 
 PROMPT, PREFIX, NEW_TOKENS = "segment the vehicles on the road", "[SEG]", 16
 GOALS = {"times": 1.5, "more_mb": 300.0}

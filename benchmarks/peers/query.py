@@ -50,7 +50,7 @@ from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import EngineError, GeoMagError, InputError
 from geomag_edge.manifest import Bundle
 from geomag_edge.prompts import PromptCoder
-from geomag_edge.runtime.pipeline import Pipeline
+from geomag_edge.runtime.chain.pipeline import Pipeline
 from geomag_edge.scenes import render_scene
 
 SCENE_SEED, PROMPT, PREFIX = 11, "segment the ships near the pier", "[SEG]"
@@ -236,7 +236,7 @@ def open_form(name: str, bundle: Bundle, args: argparse.Namespace, question: Que
 @cache
 def _model(bundle: Path, checkpoint: Path | None, in_bf16: bool) -> Any:
     """The checkpoint's model; the forms of one dtype share its parameters."""
-    from geomag_edge.runtime.torch_engine import TorchEngine
+    from geomag_edge.runtime.engines.torch_engine import TorchEngine
 
     if in_bf16:
         import torch

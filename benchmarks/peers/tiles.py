@@ -18,9 +18,9 @@ import rasterio
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from geomag_edge.calibration.items import Rect
+from geomag_edge.calibration.sets.items import Rect
 from geomag_edge.errors import InputError
-from geomag_edge.runtime.pipeline import Pipeline
+from geomag_edge.runtime.chain.pipeline import Pipeline
 
 NEW_TOKENS = 32
 PART, BLOCK = 128, 4

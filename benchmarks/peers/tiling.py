@@ -54,10 +54,16 @@ from geomag_edge.benchmarks.peers.tiles import (
     tiles_of,
 )
 from geomag_edge.benchmarks.publish import RESULTS, publish
-from geomag_edge.calibration.items import Item, Picture
-from geomag_edge.calibration.metrics import SIZES, AnswerMask, mask_iou, mask_overlap, size_name
+from geomag_edge.calibration.evaluation.metrics import (
+    SIZES,
+    AnswerMask,
+    mask_iou,
+    mask_overlap,
+    size_name,
+)
+from geomag_edge.calibration.sets.items import Item, Picture
 from geomag_edge.errors import GeoMagError
-from geomag_edge.runtime.pipeline import Pipeline
+from geomag_edge.runtime.chain.pipeline import Pipeline
 
 SET_SEED, PER_LEVEL = 77, 12
 GOAL = 50.0

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from geomag_edge.cli import (
+from geomag_edge.cli.commands import (
     bench,
     build,
     calibrate,

@@ -11,8 +11,9 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.windows import Window
 
+from geomag_edge.disk.staging import staged_file
+
 from ..errors import OutputError
-from ..staging import staged_file
 from .raster import TILE
 from .scene import RenderedScene, render_scene
 

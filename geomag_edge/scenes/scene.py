@@ -10,9 +10,10 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
+from geomag_edge.scenes.plan.layout import lay_out
+
 from . import raster
 from .catalog import ALL_CLASSES
-from .layout import lay_out
 from .spec import SceneSpec
 
 Window = tuple[int, int, int, int]

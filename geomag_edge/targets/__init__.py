@@ -15,8 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from geomag_edge.disk.stored import read_json
 from geomag_edge.errors import InputError
-from geomag_edge.stored import read_json
 
 DATA = Path(__file__).with_name("targets.json")
 

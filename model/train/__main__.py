@@ -48,7 +48,7 @@ def _train(args: argparse.Namespace) -> None:
 
     from geomag_edge.model.train.config import TrainConfig
     from geomag_edge.model.train.loop import Place, Trainer
-    from geomag_edge.model.train.pool import fill_pool
+    from geomag_edge.model.train.samples.pool import fill_pool
 
     if args.threads < 1:
         raise InputError(f"--threads {args.threads}: give at least 1")

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from geomag_edge.disk.stored import read_json
 from geomag_edge.errors import InputError
-from geomag_edge.model.train.data import BudgetRange
-from geomag_edge.model.train.pool import PoolPlan
+from geomag_edge.model.train.samples.data import BudgetRange
+from geomag_edge.model.train.samples.pool import PoolPlan
 from geomag_edge.model.train.step import CropMix, LossWeights
-from geomag_edge.stored import read_json
 
 
 @dataclass(frozen=True)

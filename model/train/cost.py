@@ -18,8 +18,8 @@ from geomag_edge.budgets import TokenBudget
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
 from geomag_edge.model.inference import ReferenceAnswer, answer
 from geomag_edge.model.processor import GeoMagProcessor
-from geomag_edge.model.train.pool import PooledScene
-from geomag_edge.runtime.masks import Mask
+from geomag_edge.model.train.samples.pool import PooledScene
+from geomag_edge.runtime.answers.masks import Mask
 from geomag_edge.scenes.questions import Question
 from geomag_edge.views import global_box
 

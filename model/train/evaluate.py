@@ -25,10 +25,10 @@ from geomag_edge.model.geomag import GeoMagForConditionalGeneration, load_checkp
 from geomag_edge.model.inference import answer
 from geomag_edge.model.processor import GeoMagProcessor
 from geomag_edge.model.train.cost import mask_iou, masks_of, measure_cost
-from geomag_edge.model.train.pool import PooledScene
-from geomag_edge.model.train.targets import prompt_text
+from geomag_edge.model.train.samples.pool import PooledScene
+from geomag_edge.model.train.samples.targets import prompt_text
 from geomag_edge.prompts import SEG_TOKEN
-from geomag_edge.runtime.mask_boxes import answer_boxes
+from geomag_edge.runtime.answers.mask_boxes import answer_boxes
 from geomag_edge.scenes import render_scene
 from geomag_edge.scenes.questions import Question
 from geomag_edge.views import iou_with

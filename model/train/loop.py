@@ -20,17 +20,19 @@ from transformers import set_seed
 
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.cores import usable_threads
+from geomag_edge.disk.stored import read_json
+from geomag_edge.disk.tokenizer import read_tokenizer
 from geomag_edge.errors import CheckpointError, InputError
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration, load_checkpoint
 from geomag_edge.model.presets import domain_tokenizer, preset_config, save_checkpoint
 from geomag_edge.model.processor import TOKENIZERS, prompt_settings
-from geomag_edge.model.train import data
-from geomag_edge.model.train.attention import stream_in_bfloat16, use_plain_attention
 from geomag_edge.model.train.config import Stage, TrainConfig
 from geomag_edge.model.train.curve import draw_curve
-from geomag_edge.model.train.heads import DenseHeads
-from geomag_edge.model.train.packing import TurnMaker
-from geomag_edge.model.train.pool import pool_files
+from geomag_edge.model.train.losses.attention import stream_in_bfloat16, use_plain_attention
+from geomag_edge.model.train.losses.heads import DenseHeads
+from geomag_edge.model.train.samples import data
+from geomag_edge.model.train.samples.packing import TurnMaker
+from geomag_edge.model.train.samples.pool import pool_files
 from geomag_edge.model.train.state import (
     named,
     optimiser_tensors,
@@ -40,8 +42,6 @@ from geomag_edge.model.train.state import (
 )
 from geomag_edge.model.train.step import Trainee
 from geomag_edge.prompts import PromptCoder
-from geomag_edge.stored import read_json
-from geomag_edge.tokenizer import read_tokenizer
 
 HEADS = "train_heads.safetensors"
 """The training heads beside a checkpoint's weights: the model itself never reads them."""

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from geomag_edge.disk.stored import read_json
 from geomag_edge.errors import CheckpointError, GeoMagError, InputError
 from geomag_edge.model.train.cost import TILES
-from geomag_edge.stored import read_json
 
 LIMIT_BYTES = int(15.5 * 2**20)
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from geomag_edge.disk.stored import read_json
 from geomag_edge.errors import CheckpointError
-from geomag_edge.stored import read_json
 
 Tensors = dict[str, Tensor]
 

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
-from geomag_edge.model.train import data, losses
-from geomag_edge.model.train.answers import answer_part
-from geomag_edge.model.train.attention import additive
-from geomag_edge.model.train.heads import CENTRE_OUTPUTS, PATCH_OUTPUTS, DenseHeads
-from geomag_edge.model.train.masking import masks_part
-from geomag_edge.model.train.packing import Packed, TurnMaker, pack
-from geomag_edge.model.train.pointers import Watch, pointer_loss, visual_loss
-from geomag_edge.model.train.targets import (
+from geomag_edge.model.train.losses import losses
+from geomag_edge.model.train.losses.answers import answer_part
+from geomag_edge.model.train.losses.attention import additive
+from geomag_edge.model.train.losses.heads import CENTRE_OUTPUTS, PATCH_OUTPUTS, DenseHeads
+from geomag_edge.model.train.losses.masking import masks_part
+from geomag_edge.model.train.losses.pointers import Watch, pointer_loss, visual_loss
+from geomag_edge.model.train.samples import data
+from geomag_edge.model.train.samples.packing import Packed, TurnMaker, pack
+from geomag_edge.model.train.samples.targets import (
     Noun,
     answer_text,
     centre_labels,

@@ -20,7 +20,7 @@ from geomag_edge.benchmarks.peers.agreement import (
     require_same_tokens,
 )
 from geomag_edge.errors import EngineError, InputError, MissingExtraError
-from geomag_edge.runtime.pipeline import Pipeline
+from geomag_edge.runtime.chain.pipeline import Pipeline
 
 
 def an_answer() -> Answer:

@@ -20,11 +20,11 @@ from geomag_edge.benchmarks.peers.tiles import (
     tile_in_processes,
     tiles_of,
 )
-from geomag_edge.calibration.items import Item
-from geomag_edge.calibration.metrics import mask_overlap
-from geomag_edge.calibration.rendered import items_of
+from geomag_edge.calibration.evaluation.metrics import mask_overlap
+from geomag_edge.calibration.sets.items import Item
+from geomag_edge.calibration.sets.rendered import items_of
 from geomag_edge.errors import InputError
-from geomag_edge.runtime.pipeline import Pipeline
+from geomag_edge.runtime.chain.pipeline import Pipeline
 from geomag_edge.scenes import render_scene
 
 sizes = st.integers(1, 70)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from geomag_edge.benchmarks.queries import DERIVED, STAGES
 from geomag_edge.benchmarks.regressions import changes, differences
 from geomag_edge.benchmarks.timing import percentiles
-from geomag_edge.cli.bench import comparison_text
+from geomag_edge.cli.commands.bench import comparison_text
 from geomag_edge.errors import InputError
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from geomag_edge.benchmarks.soak import Asked, growth, measure
+from geomag_edge.benchmarks.speed.soak import Asked, growth, measure
 from geomag_edge.errors import ImageError
 
 

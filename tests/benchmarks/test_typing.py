@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 
 from geomag_edge.benchmarks.machine import machine
-from geomag_edge.benchmarks.typing import WAYS, TypedSet, as_markdown
-from geomag_edge.calibration.items import Item, Picture
-from geomag_edge.runtime.machine import instruction_sets
+from geomag_edge.benchmarks.studies.typing import WAYS, TypedSet, as_markdown
+from geomag_edge.calibration.sets.items import Item, Picture
+from geomag_edge.machine import instruction_sets
 
 
 class OnePicture:

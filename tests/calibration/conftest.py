@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from geomag_edge.budgets import TokenBudget
-from geomag_edge.calibration.records import Record
-from geomag_edge.runtime.masks import Mask
-from geomag_edge.runtime.scene import Scene
+from geomag_edge.calibration.evaluation.records import Record
+from geomag_edge.runtime.answers.masks import Mask
+from geomag_edge.runtime.images.scene import Scene
 
 VIEW_PX = 128
 

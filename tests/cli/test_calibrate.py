@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from geomag_edge.calibration.scales import load_scales
+from geomag_edge.calibration.quantization.scales import load_scales
 from geomag_edge.errors import BundleError
 from geomag_edge.manifest import Bundle
 
@@ -47,7 +47,7 @@ def test_a_copy_is_calibrated_and_the_bundle_left_as_it_was(bundle, made):
 
 
 def test_the_same_set_is_not_captured_again(command, calibrated, monkeypatch):
-    from geomag_edge.calibration import capture
+    from geomag_edge.calibration.quantization import capture
 
     def never(*args, **kwargs):
         raise AssertionError

@@ -559,7 +559,7 @@ IDLE = {
 def test_each_setting_that_would_change_a_greedy_answer_has_its_note(parts, copied, place):
     from transformers import AutoConfig
 
-    from geomag_edge.model.ends import carry_generation
+    from geomag_edge.model.loading.ends import carry_generation
 
     def notes_of(settings):
         folder = copied("qwen2")

@@ -107,7 +107,7 @@ def test_reports_of_other_sets_cannot_be_compared(command, bundle, reported):
 
 
 def test_interrupted_leaves_no_report(command, bundle, tmp_path, monkeypatch):
-    from geomag_edge.runtime.scene_session import SceneSession
+    from geomag_edge.runtime.chain.scene_session import SceneSession
 
     ask, asked = SceneSession.ask, []
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.frontier import frontier_of
+from geomag_edge.runtime.planning.frontier import frontier_of
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def test_interrupted_leaves_nothing(command, tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("geomag_edge.calibration.rendered.write_labels", stop)
+    monkeypatch.setattr("geomag_edge.calibration.sets.rendered.write_labels", stop)
     code, _, err = command("scenes", "-o", tmp_path / "set", "--count", 1, "--size", 96)
     assert code == 130
     assert "nothing half-written" in err

@@ -56,7 +56,7 @@ def assert_interrupted(done, kind):
         ("tokenizers", signal.SIGHUP),
         ("rasterio._env", signal.SIGINT),
         ("onnxruntime.capi.onnxruntime_pybind11_state", signal.SIGTERM),
-        ("geomag_edge.runtime.overlay", signal.SIGINT),
+        ("geomag_edge.runtime.answers.overlay", signal.SIGINT),
     ],
 )
 def test_a_signal_counts_during_imports(bundle, picture, tmp_path, module, kind):

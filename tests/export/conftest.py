@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from geomag_edge.model.geomag import load_checkpoint
-from geomag_edge.runtime.torch_engine import graph_function
+from geomag_edge.runtime.engines.torch_engine import graph_function
 
 GRAPHS = ("encoder", "psc", "psc_select", "projector", "embed", "llm", "mask_head")
 

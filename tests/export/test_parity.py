@@ -13,9 +13,9 @@ from geomag_edge.cpp_ext.onnx_op import inline_psc_crop
 from geomag_edge.export import exporter
 from geomag_edge.graphs import TOLERANCES
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.pipeline import Pipeline
-from geomag_edge.runtime.reference import FILES, load_reference
-from geomag_edge.runtime.replay import difference
+from geomag_edge.runtime.chain.pipeline import Pipeline
+from geomag_edge.runtime.engines.reference import FILES, load_reference
+from geomag_edge.runtime.engines.replay import difference
 
 FAMILIES = ("qwen3-siglip", "llama-clip", "qwen2-clip")
 FORMS = [*((family, 23) for family in FAMILIES), ("qwen3-siglip", 20)]

@@ -94,8 +94,11 @@ def _import_all() -> None:
     """Everything that a command would import, once; nothing is opened or run."""
     import importlib
 
-    for name in ("cli.main", "runtime.pipeline", "runtime.outputs", "runtime.verify", "runtime.ort",
-                 "export.exporter", "calibration.capture", "calibration.evaluate"):  # fmt: skip
+    for name in (
+        "cli.main", "runtime.chain.pipeline", "runtime.answers.outputs", "runtime.proof.verify",
+        "runtime.engines.ort", "export.exporter", "calibration.quantization.capture",
+        "calibration.evaluation.evaluate",
+    ):  # fmt: skip
         importlib.import_module(f"geomag_edge.{name}")
 
 

@@ -50,7 +50,7 @@ def watch(root: Path, on_event: Callable[[str], None]) -> None:
         elif event == "open" and isinstance(args[2], int) and args[2] & WRITES:
             see(event, args[0])
 
-    from geomag_edge import staging
+    from geomag_edge.disk import staging
 
     fsync, exchange = os.fsync, staging.exchange
 

@@ -189,10 +189,10 @@ def _must(job: Job, place: Path) -> None:
 def play_heavy_parts(made: world.World) -> None:
     """From here on, what is heavy gives what it once gave."""
     from geomag_edge.export import exporter
-    from geomag_edge.runtime import probe
-    from geomag_edge.runtime.latency import LatencyModel
-    from geomag_edge.runtime.tensorrt import build, bundle
-    from geomag_edge.runtime.tensorrt.flavour import Flavour
+    from geomag_edge.runtime.chain import probe
+    from geomag_edge.runtime.engines.tensorrt import build, bundle
+    from geomag_edge.runtime.engines.tensorrt.flavour import Flavour
+    from geomag_edge.runtime.planning.latency import LatencyModel
 
     def exported(model: Any, folder: Path, *settings: Any) -> None:
         shutil.copytree(made.bundle / "onnx" / "fp32", folder, dirs_exist_ok=True)
@@ -367,9 +367,12 @@ def _import_all() -> None:
     """Everything that a command would import, once; nothing is opened or run."""
     import importlib
 
-    for name in ("cli.main", "runtime.pipeline", "runtime.outputs", "runtime.verify", "runtime.ort",
-                 "export.exporter", "calibration.capture", "calibration.quantize",
-                 "calibration.scales", "runtime.fit", "runtime.tensorrt.bundle"):  # fmt: skip
+    for name in (
+        "cli.main", "runtime.chain.pipeline", "runtime.answers.outputs", "runtime.proof.verify",
+        "runtime.engines.ort", "export.exporter", "calibration.quantization.capture",
+        "calibration.quantize", "calibration.quantization.scales", "runtime.planning.fit",
+        "runtime.engines.tensorrt.bundle",
+    ):  # fmt: skip
         importlib.import_module(f"geomag_edge.{name}")
 
 

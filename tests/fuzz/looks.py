@@ -71,7 +71,7 @@ def main() -> int:
 def look(seed: int, first: int, until: float | None) -> None:
     """Looks at one case after another, and says its number when it is over; a case that takes
     too long ends the process."""
-    from tests.runtime.test_any_image import BASES, look_at, placed_in
+    from tests.runtime.images.test_any_image import BASES, look_at, placed_in
 
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(prefix="look-") as folder:
@@ -100,7 +100,7 @@ def look(seed: int, first: int, until: float | None) -> None:
 
 def georef(path: Path) -> Any:
     """What an image says of its place."""
-    from geomag_edge.runtime.scene import Scene
+    from geomag_edge.runtime.images.scene import Scene
 
     with Scene.open(str(path)) as scene:
         return scene.georef

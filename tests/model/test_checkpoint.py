@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from geomag_edge.errors import CheckpointError
-from geomag_edge.model.digest import checkpoint_digest
 from geomag_edge.model.geomag import load_checkpoint
+from geomag_edge.model.loading.digest import checkpoint_digest
 from geomag_edge.model.presets import shipped_checkpoint
 from geomag_edge.model.processor import GeoMagProcessor
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from geomag_edge.errors import CheckpointError, GeoMagError
-from geomag_edge.model import weights
-from geomag_edge.model.config_fields import part_config
-from geomag_edge.model.digest import checkpoint_digest
 from geomag_edge.model.geomag import load_checkpoint
+from geomag_edge.model.loading import weights
+from geomag_edge.model.loading.config_fields import part_config
+from geomag_edge.model.loading.digest import checkpoint_digest
 from geomag_edge.model.processor import GeoMagProcessor
 
 ODD = [

@@ -6,8 +6,8 @@ import torch
 
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.model.inference import answer
-from geomag_edge.runtime.scene import Scene
-from geomag_edge.runtime.scene_session import SceneSession
+from geomag_edge.runtime.chain.scene_session import SceneSession
+from geomag_edge.runtime.images.scene import Scene
 
 FAMILIES = ("qwen3-siglip", "llama-clip", "qwen2-clip")
 

@@ -12,14 +12,14 @@ import torch
 
 from geomag_edge.errors import CheckpointError, InputError
 from geomag_edge.model.presets import shipped_checkpoint
-from geomag_edge.model.train import data
 from geomag_edge.model.train.__main__ import main
-from geomag_edge.model.train.attention import additive
 from geomag_edge.model.train.config import Stage, TrainConfig
 from geomag_edge.model.train.loop import Place, Trainer
-from geomag_edge.model.train.pool import PoolPlan, fill_pool, pool_files
+from geomag_edge.model.train.losses.attention import additive
+from geomag_edge.model.train.samples import data
+from geomag_edge.model.train.samples.pool import PoolPlan, fill_pool, pool_files
+from geomag_edge.model.train.samples.targets import answer_text
 from geomag_edge.model.train.step import LossWeights
-from geomag_edge.model.train.targets import answer_text
 from geomag_edge.views import pooling_matrix, token_positions
 
 EVERYTHING = LossWeights(nouns=0.3, answer=1.0, mask=1.0, align=0.3, visual=0.3, pointer=0.3)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.model.mask_head import GeoMagMaskHead
 from geomag_edge.model.presets import preset_config
-from geomag_edge.model.train.data import ViewLabels
-from geomag_edge.model.train.masking import VIEWS, choose_views, decode_points
-from geomag_edge.model.train.pointers import _Boxes, _Looks, token_weights
-from geomag_edge.model.train.targets import JITTER, answer_text
+from geomag_edge.model.train.losses.masking import VIEWS, choose_views, decode_points
+from geomag_edge.model.train.losses.pointers import _Boxes, _Looks, token_weights
+from geomag_edge.model.train.samples.data import ViewLabels
+from geomag_edge.model.train.samples.targets import JITTER, answer_text
 from geomag_edge.prompts import named_boxes
 from geomag_edge.scenes.questions import Question
 

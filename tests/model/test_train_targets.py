@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from geomag_edge.model.train.augment import transform
-from geomag_edge.model.train.pool import ALL_CLASSES, COLOUR_NAMES, PooledScene
-from geomag_edge.model.train.targets import (
+from geomag_edge.model.train.samples.augment import transform
+from geomag_edge.model.train.samples.pool import ALL_CLASSES, COLOUR_NAMES, PooledScene
+from geomag_edge.model.train.samples.targets import (
     OUTSIDE,
     Noun,
     answer_text,

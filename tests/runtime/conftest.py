@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 
 from geomag_edge.cpp_ext import psc_crop
-from geomag_edge.runtime.cuda.device import Device
+from geomag_edge.runtime.engines.cuda.device import Device
 
 GARBAGE = 0xA5  # in float32 -2.9e-16, in float16 -0.022, in int64 huge and negative
 
@@ -48,7 +48,7 @@ def value_of(argument):
 
 
 class LateCuda:
-    """`geomag_edge.runtime.cuda.driver.Driver` on the CPU.
+    """`geomag_edge.runtime.engines.cuda.driver.Driver` on the CPU.
 
     Args:
         late: wait for `sync`; False does everything at once.
@@ -375,7 +375,7 @@ class _Context:
 @pytest.fixture
 def make_tensorrt():
     """(cuda, **how) -> the stand-in as a `Flavour`."""
-    from geomag_edge.runtime.tensorrt.flavour import Flavour
+    from geomag_edge.runtime.engines.tensorrt.flavour import Flavour
 
     def make(cuda, **how):
         module = TensorRtStandIn(cuda, **how)

@@ -10,12 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from geomag_edge.benchmarks import gpu_check, gpu_psc_crop
+from geomag_edge.benchmarks import gpu_check
+from geomag_edge.benchmarks.gpu import psc_crop as gpu_psc_crop
 from geomag_edge.errors import EngineError, GeoMagError
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime import pipeline
-from geomag_edge.runtime.cuda.driver import CudaDriver
-from geomag_edge.runtime.ort_cuda import OrtCudaEngine, OrtCudaSession
+from geomag_edge.runtime.chain import pipeline
+from geomag_edge.runtime.engines.cuda.driver import CudaDriver
+from geomag_edge.runtime.engines.ort_cuda import OrtCudaEngine, OrtCudaSession
 
 
 def gpu_present():
@@ -113,7 +114,7 @@ def test_every_part_is_run_or_says_why_not(bundle, device, small_scene, on_stand
 
 
 def test_an_array_copied_between_stages_is_a_wrong_result(bundle, on_stand_in, monkeypatch):
-    from geomag_edge.runtime.cuda.values import DeviceValues
+    from geomag_edge.runtime.engines.cuda.values import DeviceValues
 
     plain = DeviceValues.concat
 
@@ -145,8 +146,8 @@ def test_parts_that_fail_do_not_hide_each_other():
 def test_times_are_stored_beside_the_prediction(exported, tmp_path, capsys):
     pytest.importorskip("tensorrt_rtx")
     from geomag_edge.cli.main import main
-    from geomag_edge.runtime.tensorrt.bundle import store_measured
-    from geomag_edge.runtime.tensorrt.record import load_record
+    from geomag_edge.runtime.engines.tensorrt.bundle import store_measured
+    from geomag_edge.runtime.engines.tensorrt.record import load_record
 
     root = shutil.copytree(exported(dtype="fp16").bundle, tmp_path / "bundle")
     arguments = ["build", str(root), "--target", "tensorrt-rtx", "--graph", "embed"]

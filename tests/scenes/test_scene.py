@@ -18,7 +18,7 @@ from geomag_edge.scenes import (
     raster,
     render_scene,
 )
-from geomag_edge.scenes.mosaic import FILL
+from geomag_edge.scenes.plan.mosaic import FILL
 
 
 def digest(scene) -> str:

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from geomag_edge.amend import amended, copy_bundle
+from geomag_edge.disk.amend import amended, copy_bundle
+from geomag_edge.disk.staging import staged_folder
 from geomag_edge.errors import BundleError, OutputError
 from geomag_edge.manifest import MANIFEST, Bundle
-from geomag_edge.staging import staged_folder
 
 from .test_manifest import data, encoder, golden  # noqa: F401
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from geomag_edge.bounds import MOST
+from geomag_edge.disk.bounds import MOST
 from geomag_edge.errors import BundleError
 from geomag_edge.manifest import Bundle, Manifest
 

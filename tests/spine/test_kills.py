@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from geomag_edge import owners, pending, staging
-from geomag_edge.amend import amended
+from geomag_edge.disk import owners, pending, staging
+from geomag_edge.disk.amend import amended
+from geomag_edge.disk.staging import found_again, staged_folder, write_whole
 from geomag_edge.manifest import Bundle
-from geomag_edge.staging import found_again, staged_folder, write_whole
 
 from ..fuzz.events import ENDED, FAILED, ended_at, kill
 from .test_amend import INT8, add_int8
@@ -156,7 +156,7 @@ def test_a_bundle_with_a_committed_change_is_read_where_nothing_may_be_written(
         kill()
 
     def cut():
-        monkeypatch.setattr("geomag_edge.amend.finish", broken)
+        monkeypatch.setattr("geomag_edge.disk.amend.finish", broken)
         change()
 
     assert ended_at(10_000, golden, cut) != FAILED
@@ -191,7 +191,7 @@ def test_a_bundle_that_was_moved_aside_is_found_again(golden, monkeypatch):  # n
 
 
 def test_a_set_that_was_moved_aside_is_found_again(tmp_path):
-    from geomag_edge.calibration.folder import FolderSet
+    from geomag_edge.calibration.sets.folder import FolderSet
     from geomag_edge.errors import DatasetError
 
     dead = owners.name_for("set", "old").replace(f"-{os.getpid()}-", "-4194304-")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from geomag_edge.cpp_ext.onnx_op import psc_crop_function
+from geomag_edge.disk.onnx_file import read_onnx
 from geomag_edge.errors import BundleError
 from geomag_edge.export.graph import OPSETS
 from geomag_edge.manifest import Bundle, sha256_of
-from geomag_edge.onnx_file import read_onnx
 
 from .test_manifest import data, encoder, golden  # noqa: F401
 
@@ -234,7 +234,7 @@ def test_what_is_no_onnx_file_is_refused(tmp_path, content):
 
 
 def test_the_shipped_probe_is_such_a_graph_too():
-    from geomag_edge.runtime.exact import PROBE
+    from geomag_edge.runtime.engines.exact import PROBE
 
     assert read_onnx(Path(PROBE)).inputs == {"x": (16, 64)}
 

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from geomag_edge import Pipeline
 from geomag_edge.cli import main
+from geomag_edge.disk.signature import SIGNATURE, signing_key, trusted_key
 from geomag_edge.errors import BundleError, InputError, MissingExtraError
 from geomag_edge.manifest import Bundle
-from geomag_edge.signature import SIGNATURE, signing_key, trusted_key
 
 from .test_manifest import data, golden  # noqa: F401
 

@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from geomag_edge import staging
+from geomag_edge.disk import staging
+from geomag_edge.disk.staging import staged_folder
 from geomag_edge.errors import OutputError
-from geomag_edge.runtime.placing import placed
-from geomag_edge.staging import staged_folder
+from geomag_edge.runtime.answers.placing import placed
 
 
 @pytest.fixture

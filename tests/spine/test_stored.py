@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geomag_edge.disk.stored import json_lines, parse_json, read_arrays, read_bytes, read_json
 from geomag_edge.errors import BundleError, CheckpointError
-from geomag_edge.stored import json_lines, parse_json, read_arrays, read_bytes, read_json
 
 HOSTILE = {
     "a number of many digits": b'{"a": ' + b"9" * 5000 + b"}",

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geomag_edge.disk.tokenizer import GROWTH, read_tokenizer, tokenizing
 from geomag_edge.errors import BundleError
-from geomag_edge.tokenizer import GROWTH, read_tokenizer, tokenizing
 
 from .test_manifest_fields import places, put
 
@@ -124,7 +124,7 @@ PANICS = """
 import sys
 from pathlib import Path
 from geomag_edge.errors import BundleError
-from geomag_edge.tokenizer import read_tokenizer
+from geomag_edge.disk.tokenizer import read_tokenizer
 try:
     read_tokenizer(Path(sys.argv[1]))
 except BundleError as e:

@@ -1,0 +1,1 @@
+"""What `gpu_check` asks a GPU, step by step."""

@@ -1,0 +1,1 @@
+"""What answers cost, and whether they are right."""

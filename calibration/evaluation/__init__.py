@@ -1,0 +1,1 @@
+"""Asking a set, metrics with intervals, comparison."""

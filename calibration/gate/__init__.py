@@ -1,0 +1,1 @@
+"""What narrow numbers may cost in answers, and which layers pay."""

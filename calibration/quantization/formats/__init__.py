@@ -1,0 +1,1 @@
+"""One file a number format, and the ways to round weights into it."""

@@ -1,0 +1,1 @@
+"""Questions and what is true of them: rendered scenes, folders."""

@@ -1,0 +1,1 @@
+"""Files from outside and files for others: checked when read, whole when written."""

@@ -1,0 +1,1 @@
+"""Checkpoints and parts of others' models: their files, fields and weights."""

@@ -1,0 +1,1 @@
+"""Masks and boxes, and the files and pictures that show them."""

@@ -1,0 +1,123 @@
+"""Greedy decoding through the `embed` and `llm` graphs, with the cache kept by the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from geomag_edge.graphs import present_names
+from geomag_edge.manifest import DecoderShape
+from geomag_edge.prompts import MOST_MASKS
+from geomag_edge.runtime.engines.engine import Session
+from geomag_edge.runtime.engines.feeds import prompt_feeds, step_feeds
+from geomag_edge.runtime.engines.values import HOST, Values, expect
+
+
+@dataclass
+class Decoded:
+    """What the LLM said.
+
+    Attributes:
+        ids: the answer's token ids, a forced prefix included, the end token not.
+        queries: [m,D], the last hidden state of each [SEG] in the answer, as the engine has it;
+            of the first `MOST_MASKS` of them.
+        prefill_ms, decode_ms: time of the prompt and of all further steps.
+        steps: decode steps taken.
+        stopped: "end" (the model ended its answer), "length" or "deadline".
+    """
+
+    ids: list[int]
+    queries: Any
+    prefill_ms: float
+    decode_ms: float
+    steps: int
+    stopped: str
+
+
+def decode_greedily(
+    llm: Session,
+    embed: Session,
+    shape: DecoderShape,
+    before: Sequence[int],
+    visual: Any,
+    after: Sequence[int],
+    prefix: Sequence[int],
+    seg_token_id: int,
+    eos_token_ids: Sequence[int],
+    max_new_tokens: int,
+    on_ids: Callable[[list[int]], None] | None = None,
+    values: Values = HOST,
+    go_on: Callable[[int, bool], bool] = lambda past, closing: True,
+) -> Decoded:
+    """One answer.
+
+    Args:
+        llm, embed: open graphs.
+        shape: the cache's shape.
+        before, after: prompt ids around the visual tokens.
+        visual: [V,D], of the engine.
+        prefix: ids that the answer starts with (teacher-forced), may be empty.
+        seg_token_id, eos_token_ids: what asks for a mask, what ends the answer.
+        max_new_tokens: at most so many ids after the prefix.
+        on_ids: called with all answer ids so far after each new one.
+        values: how the engine's arrays are joined and read.
+        go_on: asked before each step, with the tokens so far and whether only a [SEG] awaits it,
+            whether there is time for it.
+    """
+
+    def embedded(input_ids: Any) -> Any:
+        made = embed.run({"input_ids": input_ids}, values.kept)["inputs_embeds"]
+        expect(made, (1, input_ids.shape[1], shape.hidden))
+        return made
+
+    def listed(ids: Sequence[int]) -> Any:
+        return embedded(np.array([ids], np.int64).reshape(1, -1))[0]
+
+    def read(feeds: dict[str, Any], count: int) -> dict[str, Any]:
+        out = llm.run(feeds, keep=kept)
+        expect(out["logits"], (1, 1, None))
+        expect(out["hidden_states"], (1, count, shape.hidden))
+        return out
+
+    kept = values.kept | frozenset(present_names(shape.layers))
+    start = values.now()
+    texts = [listed(ids) if ids else None for ids in (before, [*after, *prefix])]
+    prompt = values.concat([p for p in (texts[0], visual, texts[1]) if p is not None])
+    length = len(prompt)
+    out = read(prompt_feeds(prompt.reshape(1, length, -1), shape), length)
+    ids = list(prefix)
+    first = length - len(ids)
+    queries = [
+        out["hidden_states"][0, first + i] for i, token in enumerate(ids) if token == seg_token_id
+    ]
+    prefilled = values.now()
+    steps, stopped = 0, "length"
+    for made in range(max_new_tokens):
+        token, input_ids = values.choose(out["logits"])
+        if token in eos_token_ids:
+            stopped = "end"
+            break
+        ids.append(token)
+        if on_ids:
+            on_ids(ids)
+        if made + 1 == max_new_tokens and token != seg_token_id:
+            break  # nothing would read this step's outputs
+        if not go_on(length, token == seg_token_id):
+            stopped = "deadline"
+            break
+        out = read(step_feeds(embedded(input_ids), length, shape.layers, out), 1)
+        length, steps = length + 1, steps + 1
+        if token == seg_token_id and len(queries) < MOST_MASKS:
+            queries.append(out["hidden_states"][0, -1])
+    done = values.now()
+    return Decoded(
+        ids=ids,
+        queries=values.stack(queries) if queries else np.zeros((0, shape.hidden), np.float32),
+        prefill_ms=values.ms_between(start, prefilled),
+        decode_ms=values.ms_between(prefilled, done),
+        steps=steps,
+        stopped=stopped,
+    )

@@ -1,0 +1,1 @@
+"""One interface, one file an engine, opening by name."""

@@ -1,0 +1,1 @@
+"""Engine `auto`: for each graph the fastest that answers as the reference did."""

@@ -1,0 +1,89 @@
+"""TensorRT's own log: kept, searched for the cause of a failure and for the memory it reports."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from geomag_edge.runtime.engines.tensorrt.flavour import Flavour
+
+_LOGGERS: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class BuilderMemory:
+    """Bytes that the builder reports of an engine.
+
+    Attributes:
+        weights: on the device, shared by all profiles.
+        activations: of each profile, in order.
+    """
+
+    weights: int
+    activations: list[int]
+
+
+def logger_of(flavour: Flavour) -> Any:
+    """The process's one logger of a flavour; TensorRT ignores every later one.
+
+    Its `lines` are (severity name, text), from INFO up; clear them before a step.
+    """
+    if flavour.name in _LOGGERS:
+        return _LOGGERS[flavour.name]
+    base: Any = flavour.module.ILogger
+
+    class Lines(base):
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.lines: list[tuple[str, str]] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            name = getattr(severity, "name", str(severity))
+            if name != "VERBOSE":
+                self.lines.append((name, text))
+
+    _LOGGERS[flavour.name] = Lines()
+    return _LOGGERS[flavour.name]
+
+
+_NOISE = ("catchCudaError", "cudaError 35")
+"""Errors that only say that there is no GPU, while the build goes on without one."""
+
+
+def first_error(lines: list[tuple[str, str]]) -> str | None:
+    """The first real error among log lines, in one line without where TensorRT raised it."""
+    errors = [t for severity, t in lines if severity.endswith("ERROR")]
+    real = [t for t in errors if not is_noise(t)] or errors
+    return tidy(real[0]) if real else None
+
+
+def is_noise(text: str) -> bool:
+    """Whether an error says no more than that there is no GPU."""
+    return any(noise in text for noise in _NOISE)
+
+
+def tidy(text: str) -> str:
+    """One of TensorRT's messages without its source places and web addresses."""
+    kept = [line for line in text.splitlines() if not any(noise in line for noise in _NOISE)]
+    text = " ".join(" ".join(kept or text.splitlines()).split())
+    text = re.sub(r"\(?See https?://\S+ ?(?:for [^)]*)?\)?\.?", "", text)
+    text = re.sub(r"\(?\bIn [\w:]+ at /\S+?:\d+\)?", "", text)
+    text = re.sub(r"\[/?[\w/]+\.(?:cpp|h):{1,2}\w+(?:: ?\w+)?\]", "", text)
+    text = re.sub(r"\b[\w/]+\.(?:cpp|h):\d+: ?", "", text)
+    text = re.sub(r"^(?:I?\w+::\w+: )?(?:Error Code \d+: )?", "", text)
+    return re.sub(r"\s+", " ", text).strip(" :")
+
+
+_BYTES = re.compile(r"^Total (Activation|Weights) Memory: (\d+) bytes")
+
+
+def builder_memory(lines: list[tuple[str, str]]) -> BuilderMemory | None:
+    """What the builder said of an engine's memory; None if this version does not say."""
+    found: dict[str, list[int]] = {"Activation": [], "Weights": []}
+    for _, text in lines:
+        if match := _BYTES.match(text):
+            found[match[1]].append(int(match[2]))
+    if not found["Weights"]:
+        return None
+    return BuilderMemory(found["Weights"][-1], found["Activation"])

@@ -1,0 +1,1 @@
+"""Any raster as pixels, with what of it holds data and where it lies."""

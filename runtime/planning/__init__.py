@@ -1,0 +1,1 @@
+"""What a query costs, and the budget that a time allows."""

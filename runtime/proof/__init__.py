@@ -1,0 +1,1 @@
+"""Whether an engine still answers as the checkpoint did."""
