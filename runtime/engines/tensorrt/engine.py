@@ -2,7 +2,7 @@
 
 Opens engines/<target>/<precision>/ of a bundle, after their sha256 was checked, on one stream, with
 a context for each profile and one activation memory for all of them: they never run at once.
-Calls whose shapes recur are replayed as CUDA graphs (`runtime.cuda.replay`). The LLM's are if it
+Calls whose shapes recur are replayed as CUDA graphs (`cuda.replay`). The LLM's are if it
 was built with a fixed cache; one that grows has another shape at every step.
 
 State of proof: the logic is tested on a stand-in for TensorRT that executes the graphs with ONNX
@@ -283,7 +283,7 @@ class TensorRtSession:
 
 
 class _ProfileWork:
-    """A context set to one profile; see `runtime.cuda.replay.Work`.
+    """A context set to one profile; see `cuda.replay.Work`.
 
     Attributes:
         on_host: inputs that TensorRT reads on the host (shapes), for the next call.

@@ -46,7 +46,7 @@ def model_of(nodes, x_shape, constants, opset=20, kind=TensorProto.FLOAT):
 
 
 def quantised(op, weight, axis, x_shape, **attributes):
-    """One layer as `calibration.qdq` writes it."""
+    """One layer as `calibration.quantization.qdq` writes it."""
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
