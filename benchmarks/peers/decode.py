@@ -43,7 +43,7 @@ from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import percentiles, ratio
 from geomag_edge.errors import EngineError, GeoMagError, MissingExtraError
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.chain.decode import decode_greedily
+from geomag_edge.runtime.chain.decode import Prompt, Stop, decode_greedily
 from geomag_edge.runtime.engines.opening import open_engine
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -220,7 +220,7 @@ def own_answer(llm: Any, embed: Any, bundle: Bundle) -> Callable[[list[int], int
     def answer(ids: list[int], new: int) -> Said:
         with _CpuClock() as clock:
             said = decode_greedily(
-                llm, embed, shape, ids, nothing, [], [], -1, (), new, on_ids=clock.at_ids
+                llm, embed, shape, Prompt(ids, nothing, []), Stop(-1, (), new), on_ids=clock.at_ids
             )
         return {
             "ids": said.ids,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,17 +37,35 @@ class Decoded:
     stopped: str
 
 
+class Prompt(NamedTuple):
+    """What the LLM reads.
+
+    Attributes:
+        before, after: prompt ids around the visual tokens.
+        visual: [V,D], of the engine.
+        prefix: ids that the answer starts with (teacher-forced), may be empty.
+    """
+
+    before: Sequence[int]
+    visual: Any
+    after: Sequence[int]
+    prefix: Sequence[int] = ()
+
+
+class Stop(NamedTuple):
+    """What asks for a mask, what ends an answer, and at most so many ids after the prefix."""
+
+    seg_token_id: int
+    eos_token_ids: Sequence[int]
+    max_new_tokens: int
+
+
 def decode_greedily(
     llm: Session,
     embed: Session,
     shape: DecoderShape,
-    before: Sequence[int],
-    visual: Any,
-    after: Sequence[int],
-    prefix: Sequence[int],
-    seg_token_id: int,
-    eos_token_ids: Sequence[int],
-    max_new_tokens: int,
+    prompt: Prompt,
+    stop: Stop,
     on_ids: Callable[[list[int]], None] | None = None,
     values: Values = HOST,
     go_on: Callable[[int, bool], bool] = lambda past, closing: True,
@@ -57,11 +75,8 @@ def decode_greedily(
     Args:
         llm, embed: open graphs.
         shape: the cache's shape.
-        before, after: prompt ids around the visual tokens.
-        visual: [V,D], of the engine.
-        prefix: ids that the answer starts with (teacher-forced), may be empty.
-        seg_token_id, eos_token_ids: what asks for a mask, what ends the answer.
-        max_new_tokens: at most so many ids after the prefix.
+        prompt: what it reads.
+        stop: where it ends.
         on_ids: called with all answer ids so far after each new one.
         values: how the engine's arrays are joined and read.
         go_on: asked before each step, with the tokens so far and whether only a [SEG] awaits it,
@@ -84,33 +99,37 @@ def decode_greedily(
 
     kept = values.kept | frozenset(present_names(shape.layers))
     start = values.now()
-    texts = [listed(ids) if ids else None for ids in (before, [*after, *prefix])]
-    prompt = values.concat([p for p in (texts[0], visual, texts[1]) if p is not None])
-    length = len(prompt)
-    out = read(prompt_feeds(prompt.reshape(1, length, -1), shape), length)
-    ids = list(prefix)
+    around = prompt.before, [*prompt.after, *prompt.prefix]
+    texts = [listed(ids) if ids else None for ids in around]
+    parts = [p for p in (texts[0], prompt.visual, texts[1]) if p is not None]
+    joined = values.concat(parts)
+    length = len(joined)
+    out = read(prompt_feeds(joined.reshape(1, length, -1), shape), length)
+    ids = list(prompt.prefix)
     first = length - len(ids)
     queries = [
-        out["hidden_states"][0, first + i] for i, token in enumerate(ids) if token == seg_token_id
+        out["hidden_states"][0, first + i]
+        for i, token in enumerate(ids)
+        if token == stop.seg_token_id
     ]
     prefilled = values.now()
     steps, stopped = 0, "length"
-    for made in range(max_new_tokens):
+    for made in range(stop.max_new_tokens):
         token, input_ids = values.choose(out["logits"])
-        if token in eos_token_ids:
+        if token in stop.eos_token_ids:
             stopped = "end"
             break
         ids.append(token)
         if on_ids:
             on_ids(ids)
-        if made + 1 == max_new_tokens and token != seg_token_id:
+        if made + 1 == stop.max_new_tokens and token != stop.seg_token_id:
             break  # nothing would read this step's outputs
-        if not go_on(length, token == seg_token_id):
+        if not go_on(length, token == stop.seg_token_id):
             stopped = "deadline"
             break
         out = read(step_feeds(embedded(input_ids), length, shape.layers, out), 1)
         length, steps = length + 1, steps + 1
-        if token == seg_token_id and len(queries) < MOST_MASKS:
+        if token == stop.seg_token_id and len(queries) < MOST_MASKS:
             queries.append(out["hidden_states"][0, -1])
     done = values.now()
     return Decoded(

@@ -60,15 +60,6 @@ class Result:
     sweep: dict[str, int] | None = None
 
 
-def why_not_swept(side_px: int, views: int, queries: int) -> str:
-    """A remark on a sweep that looked at nothing."""
-    if not queries:
-        return "nothing was swept: the answer has no [SEG]"
-    if not views:
-        return f"nothing was swept: the image is not larger than one view of {side_px} px"
-    return f"the sweep found nothing: PSC sees nothing of the prompt in views of {side_px} px"
-
-
 def what_is_missing(
     text: str, level: str, prompt: str, masks: list[Mask], boxes: list[list[float]], stopped: str
 ) -> str | None:

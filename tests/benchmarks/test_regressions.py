@@ -38,7 +38,7 @@ def test_a_stage_that_got_20_percent_slower_is_named(stage):
     assert not any(c.verdict == "faster" for c in found)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6))
 def test_noise_alone_is_no_change(seed):
     assert {c.verdict for c in changes(run(seed), run(seed + 1))} == {"same"}

@@ -58,14 +58,14 @@ def words_of(name, action, value, absent):
 
 @pytest.mark.parametrize(("name", "action"), ACTIONS, ids=NAMES)
 @settings(
-    max_examples=8, deadline=None,
+    max_examples=8,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(value=VALUES)
 def test_any_value_is_refused_in_one_line(command, tmp_path, monkeypatch, name, action, value):
     monkeypatch.chdir(tmp_path)
     if name in WORKING:
-        monkeypatch.setattr(f"geomag_edge.cli.{name}.execute", lambda args: 2)
+        monkeypatch.setattr(f"geomag_edge.cli.commands.{name}.execute", lambda args: 2)
     code, _, err = command(*words_of(name, action, value, str(tmp_path / "absent")))
     assert code == 2, err or value
     if name in WORKING and not err:

@@ -41,14 +41,14 @@ def boxes_anywhere(draw, reach=500, grid=64):
 
 
 @given(box=boxes_inside(), size=st.integers(1, 70))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_window_inside_the_image_is_what_pillow_makes(box, size, scene, mean_std, from_pillow):
     views = psc_crop(scene, box, mean_std, size)
     assert np.abs(views - from_pillow(scene, box, size)).max() <= TOLERANCE
 
 
 @given(box=boxes_anywhere(), size=st.integers(1, 48))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_window_that_sticks_out_renormalises_and_is_zero_outside(
     box, size, scene, mean_std, from_pillow
 ):
@@ -57,7 +57,7 @@ def test_a_window_that_sticks_out_renormalises_and_is_zero_outside(
 
 
 @given(box=boxes_anywhere(), size=st.integers(1, 48))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_kernel_and_its_numpy_twin_agree(box, size, scene, mean_std):
     views = psc_crop(scene, box, mean_std, size)
     assert np.abs(views - psc_crop_numpy(scene, box, mean_std, size)).max() <= 1e-5

@@ -80,14 +80,14 @@ def opened(folder, config):
     return said
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_value_of_a_config_may_be_any_other(copy, sound, data):
     path = data.draw(st.sampled_from(sorted(places(sound), key=str)))
     opened(copy, changed(sound, path, data.draw(values)))
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(UNASKED), st.sampled_from(PARTS), values)
 def test_a_field_that_nobody_asked_for_does_nothing_or_is_refused(copy, sound, name, part, value):
     opened(copy, changed(sound, (part, name) if part else (name,), value))

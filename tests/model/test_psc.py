@@ -10,7 +10,7 @@ from geomag_edge.model.psc import WindowSelection, view_box_of
 from geomag_edge.views import PscSettings, global_box, pooling_matrix, select_windows
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     st.integers(2, 20),
     st.lists(st.integers(1, 24), min_size=1, max_size=4),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from geomag_edge.budgets import TokenBudget
@@ -78,7 +78,6 @@ def test_nothing_to_look_at_is_no_loss() -> None:
     assert float(_Boxes().loss(torch.randn(1, 4, 4), torch.nn.Identity(), 3)) == 0
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(10, 80), st.floats(100, 190))
 def test_a_moved_box_stays_near(seed: int, low: float, high: float) -> None:
     box = (low, low, high, high)

@@ -44,7 +44,7 @@ def put(data, path, value):
     return data
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.sampled_from(PLACES), VALUES)
 def test_any_value_may_be_any_other(path, value):
     try:
@@ -70,7 +70,7 @@ def shown(tmp_path_factory):
     return root, data
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(PLACES), VALUES, st.booleans())
 def test_inspect_shows_it_or_refuses_it(shown, path, value, as_json):
     root, data = shown

@@ -39,7 +39,6 @@ def shares_by_hand(valid, box, grid):
     return out
 
 
-@settings(deadline=None)
 @given(GRIDS, st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6))
 def test_a_patchs_share_is_that_of_its_pixels(grid, height, width, seed):
     rng = np.random.default_rng(seed)
@@ -87,7 +86,7 @@ def looks(draw):
     return rng, psc, (height, width), box, (relevance, *select_windows(relevance, box, psc))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(looks())
 def test_no_window_without_data_is_ever_chosen(case):
     rng, psc, size, box, look = case
@@ -104,7 +103,7 @@ def test_no_window_without_data_is_ever_chosen(case):
         assert scores[0] >= 0, "there was data to look at"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(looks())
 def test_where_all_holds_data_the_graphs_choice_stands_unless_it_looks_beside_the_image(case):
     _, psc, size, box, look = case
@@ -120,7 +119,6 @@ def test_where_all_holds_data_the_graphs_choice_stands_unless_it_looks_beside_th
     assert (looked_at[:, 2:] > 0).all()
 
 
-@settings(deadline=None)
 @given(GRIDS, st.integers(0, 10**6))
 def test_shares_of_one_choose_what_no_shares_choose(grid, seed):
     rng = np.random.default_rng(seed)

@@ -215,7 +215,7 @@ def test_numbers_of_the_manifest_that_the_graphs_do_not_have_are_refused(golden)
         Bundle.open(golden).graph("encoder", "fp32")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data())
 def test_no_bytes_end_the_walk_otherwise_than_with_names_or_a_refusal(tmp_path_factory, data):  # noqa: F811
     text = bytearray(inside("constant").SerializeToString())

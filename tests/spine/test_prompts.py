@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
@@ -58,7 +58,6 @@ def test_markup_in_a_prompt_is_plain_text(coder, prompt):
     assert not {SEG, IMAGE, BOS} & set(coder.psc_ids(prompt)[0][0].tolist())
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60))
 def test_any_prompt_reaches_the_model_letter_by_letter(coder, prompt):
     head, tail = coder.around_image(prompt)
@@ -161,7 +160,6 @@ def test_a_missing_or_damaged_tokenizer_is_named(tmp_path, content):
         read_tokenizer(tmp_path / "tokenizer.json")
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_ids_decode_to_their_text_without_surrounding_space(coder, text):
     ids = coder.markup_ids(text)
@@ -219,7 +217,6 @@ def test_one_prompt_has_the_same_ids_for_both_towers_however_it_is_typed(lower, 
     assert spelt(lower, lower.around_image(plain)[1]) == f"\n{plain}\nASSISTANT:"
 
 
-@settings(deadline=None)
 @given(st.text("abcxyz é0129.,?!'-", min_size=1, max_size=30))
 def test_typing_changes_no_ids(lower, text):
     for typed in (text.upper(), text.capitalize(), text.replace(" ", "\u3000 ")):
@@ -289,7 +286,6 @@ def test_a_box_in_a_prompt_names_a_place_and_keeps_its_marks(tokenizers, form):
         assert coder.psc_ids(typed)[0].tolist() == coder.psc_ids(plain)[0].tolist()
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(["<box>", "</box>", "0:1,2,3,4", wide("<box>"), "[SEG]", "Ab", "<", " "])

@@ -26,7 +26,7 @@ HOT = "aA \u200d\u200c\u0301\u0323\u0345\u00ad\u00b4\u1ffd\u212a\u0130\u03a3\uff
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(whole_text | st.text(HOT, max_size=12))
 def test_a_text_in_a_towers_form_stays_as_it_is(form, text):
     once = spelt(text, form)

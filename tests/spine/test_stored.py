@@ -186,7 +186,7 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path):
         read_arrays(path)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data())
 def test_whatever_is_changed_in_a_file_of_arrays_it_is_read_or_refused(tmp_path_factory, data):
     text = io.BytesIO()
@@ -202,7 +202,6 @@ def test_whatever_is_changed_in_a_file_of_arrays_it_is_read_or_refused(tmp_path_
     assert all(array.dtype.kind in "biuf" for array in found.values())
 
 
-@settings(deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
                     lambda x: st.lists(x) | st.dictionaries(st.text(), x)))  # fmt: skip
 def test_json_that_is_read_can_be_written_again(value):

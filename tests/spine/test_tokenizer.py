@@ -176,7 +176,7 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data())
 def test_any_value_of_the_file_may_be_any_other(stored, tmp_path_factory, data):
     whole = copy.deepcopy(stored[1])

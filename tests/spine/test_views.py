@@ -146,7 +146,7 @@ def windows_by_brute_force(relevance, view_box, psc):
     return np.array(boxes), np.array(kept)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(selections())
 def test_window_selection_equals_brute_force(case):
     boxes, scores = select_windows(*case)

@@ -78,7 +78,7 @@ def test_what_narrow_weights_lose_is_not_blamed_on_the_layers(record):
     assert found.wide == [("encoder", "dear")]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(-1, 5)), min_size=1, max_size=12))
 def test_what_is_chosen_passes_and_gains(drawn):
     from geomag_edge.calibration.evaluation.records import Record

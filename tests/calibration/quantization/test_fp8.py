@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -23,7 +23,6 @@ def scales_of(model, largest=8.0):
     return GraphScales("", {x.tensor: TensorScale(thresholds, 1) for x in find_linears(model)})
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(np.float32, (4, 3), elements=st.floats(-1e3, 1e3, width=32)),
     st.sampled_from([0, 1]),

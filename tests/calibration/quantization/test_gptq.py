@@ -27,7 +27,7 @@ def correlated(seed, rows=64, columns=24, samples=400):
     return weight, inputs
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**31), st.sampled_from([16, 32, 64]))
 def test_the_output_of_a_fitted_weight_is_nearer_than_that_of_a_rounded_one(seed, block):
     weight, inputs = correlated(seed)

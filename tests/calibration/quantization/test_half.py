@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -42,7 +42,6 @@ def run(model, feeds):
     return session.run(None, feeds)[0]
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.float32, hnp.array_shapes(), elements=st.floats(width=32, allow_nan=True)))
 def test_finite_numbers_stay_finite_and_others_stay_what_they_are(array):
     got = half_array(array)

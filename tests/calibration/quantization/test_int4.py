@@ -54,7 +54,7 @@ def cosine(a, b):
     return float(a.ravel() @ b.ravel() / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**31), st.sampled_from([4, 8]), st.floats(1e-3, 1e3))
 def test_each_blocks_error_is_at_most_that_of_its_full_range(seed, bits, size):
     rng = np.random.default_rng(seed)

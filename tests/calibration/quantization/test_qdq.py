@@ -200,7 +200,6 @@ FINITE = st.floats(-1000, 1000, width=32)
     hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=4, max_side=6), elements=FINITE),
     st.data(),
 )
-@settings(deadline=None)
 def test_a_weight_is_within_half_a_step_of_itself(array, data):
     axis = data.draw(st.integers(0, array.ndim - 1))
     values, scale = quantize_weight(array, axis)
@@ -212,7 +211,7 @@ def test_a_weight_is_within_half_a_step_of_itself(array, data):
 
 
 @given(st.floats(2.0**-6, 2.0**6, width=32))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_codes_do_not_change_when_a_weight_is_scaled(factor):
     power = np.float32(2.0 ** np.round(np.log2(factor)))
     array = np.random.default_rng(2).standard_normal((5, 7)).astype(np.float32)

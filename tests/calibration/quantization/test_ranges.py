@@ -30,7 +30,7 @@ def long_tailed(seed=0, count=200_000):
 
 
 @given(BATCHES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_threshold_is_finite_above_zero_and_within_what_was_seen(batches):
     made = histogram(*batches)
     thresholds = made.thresholds()
@@ -45,7 +45,7 @@ def test_every_threshold_is_finite_above_zero_and_within_what_was_seen(batches):
 
 
 @given(BATCHES, st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_order_of_the_data_makes_no_difference(batches, random):
     shuffled = list(batches)
     random.shuffle(shuffled)
@@ -56,7 +56,7 @@ def test_the_order_of_the_data_makes_no_difference(batches, random):
 
 
 @given(BATCHES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_value_is_counted_once(batches):
     made = histogram(*batches)
     assert made.seen == sum(batch.size for batch in batches)
@@ -65,7 +65,7 @@ def test_every_value_is_counted_once(batches):
 
 
 @given(st.integers(0, 9), st.floats(1e-12, 1e12))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_thresholds_scale_with_the_data(seed, factor):
     plain = histogram(long_tailed(seed, 50_000)).thresholds()
     scaled = histogram(long_tailed(seed, 50_000) * factor).thresholds()
@@ -77,7 +77,7 @@ def test_thresholds_scale_with_the_data(seed, factor):
 
 
 @given(st.integers(-20, 20), st.integers(0, 9))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_power_of_two_scales_thresholds_exactly(power, seed):
     data = long_tailed(seed, 5_000)
     plain, scaled = histogram(data).thresholds(), histogram(data * 2.0**power).thresholds()

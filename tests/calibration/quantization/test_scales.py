@@ -134,7 +134,7 @@ def test_damaged_scales_are_one_clear_line(calibrated, damage):
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_any_bytes_in_the_npz_are_one_clear_line(bundle, tmp_path_factory, content):
     root = shutil.copytree(bundle, tmp_path_factory.mktemp("any") / "copy")
     made = save_scales(Bundle.open(root), example(), "mse")

@@ -79,7 +79,7 @@ def loss(model, scales, x, true):
 
 
 @given(st.sampled_from(NORMS), st.integers(0, 99), st.floats(0.01, 100), st.floats(0, 1))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_smoothing_changes_nothing_in_float(norm, seed, loud, alpha):
     model, x = block(norm, seed, loud), rows(seed)
     before = run(model, x)
@@ -178,7 +178,7 @@ def gated(seed=0, loud=1.0, reader=None):
 
 
 @given(st.integers(0, 99), st.floats(0.01, 100), st.floats(0, 1))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_smoothing_through_a_gated_product_changes_nothing_in_float(seed, loud, alpha):
     model, x = gated(seed, loud), rows(seed)
     (before,) = run(model, x)

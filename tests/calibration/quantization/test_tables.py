@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -20,7 +20,6 @@ from geomag_edge.graphs import EMBED, PSC_SELECT
 FLOATS = st.floats(-1e4, 1e4, width=32)
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=FLOATS))
 def test_a_row_is_off_by_at_most_half_a_step_of_its_own(table):
     rows, scales = quantize_rows(table)

@@ -70,7 +70,7 @@ def read_all(folder):
             item.longer_side_px()
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(ASKED), st.sampled_from([*FIELDS, "x"]), values)
 def test_any_field_of_a_question_may_be_anything(folder, question, field, value):
     write(folder, question | {field: value})

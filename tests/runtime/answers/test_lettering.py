@@ -66,7 +66,7 @@ def test_a_font_of_the_system_is_taken_where_it_has_the_letters():
     assert font.getname()[0] == "DejaVu Sans"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(st.characters(), max_size=60))
 def test_any_text_can_be_drawn(text):
     shown, font = lettered(text, 15)

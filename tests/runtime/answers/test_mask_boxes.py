@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from geomag_edge.runtime.answers.mask_boxes import answer_boxes, box_around
@@ -19,7 +19,6 @@ def mask_of(*rects, cells=64, boxes=WHOLE, shape=(64, 64)):
     return Mask(shape, boxes, logits, [1.0], 1.0)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 13), st.integers(1, 13))
 def test_a_single_part_is_boxed_to_the_pixel(x, y, width, height):
     assert box_around(mask_of((4, x, y, x + width, y + height))) == [x, y, x + width, y + height]

@@ -104,7 +104,7 @@ def test_edges_lie_halfway_between_cells_of_opposite_sign():
     assert not mask[:, 50:].any()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 5), st.data())
 def test_any_window_equals_that_part_of_the_whole(seed, data):
     mask = wide_mask(seed, (700, 900))

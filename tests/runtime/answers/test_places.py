@@ -194,7 +194,7 @@ CRSS = [
 ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_rectangle_of_pixels_is_where_pyproj_has_it(data):
     crs, lons, lats, sizes = data.draw(st.sampled_from(CRSS))
@@ -246,7 +246,7 @@ def test_a_ring_round_a_pole_may_cross_180_degrees_on_its_way_there_and_back(crs
     assert found["valid"]
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     st.sampled_from(["EPSG:3031", "EPSG:3413", "EPSG:32661", "EPSG:3571"]),
     st.sampled_from([30, 400, 5000]),

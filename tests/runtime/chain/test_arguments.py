@@ -99,7 +99,7 @@ def refused_or_done(call, arguments, what):
     kind=st.sampled_from(["f2", "f4", "f8", "u1", "i8", "u8", "?", "c8", "M8[s]", "S3", "U2", "O"]),
     fill=st.sampled_from([0, 1, np.nan, np.inf, -np.inf, 1e300, -1]),
 )
-@settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 def test_arrays_of_any_shape_and_type(shape, kind, fill):
     with np.errstate(all="ignore"):
         array = np.zeros(shape, kind)

@@ -160,7 +160,7 @@ def scenes(tmp_path_factory):
         yield opened
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     kind=st.sampled_from(sorted(FILES)), size=st.sampled_from([8, 16, 24, 32]),
     x=st.integers(-100, SIDE), y=st.integers(-100, SIDE), side=st.integers(24, 400),

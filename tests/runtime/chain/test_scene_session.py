@@ -14,8 +14,9 @@ from geomag_edge.manifest import Bundle
 from geomag_edge.prompts import prompt_with_box
 from geomag_edge.runtime.answers.masks import mask_iou
 from geomag_edge.runtime.chain.chain import Chain
+from geomag_edge.runtime.chain.read import streamer
 from geomag_edge.runtime.chain.result import what_is_missing
-from geomag_edge.runtime.chain.scene_session import SceneSession, _streamer
+from geomag_edge.runtime.chain.scene_session import SceneSession
 from geomag_edge.runtime.engines.opening import open_engine
 from geomag_edge.runtime.images.scene import Scene
 from geomag_edge.runtime.proof.recording import RecordingEngine
@@ -154,7 +155,7 @@ def test_streamed_pieces_join_to_the_text(pipe, picture):
 def test_streaming_waits_for_whole_characters_whatever_the_tokens_cut(pipe, text):
     coder, pieces = pipe.chain.coder, []
     ids = coder.markup_ids(text)
-    on_ids = _streamer(coder, pieces.append)
+    on_ids = streamer(coder, pieces.append)
     for end in range(1, len(ids) + 1):
         on_ids(ids[:end])
     on_ids(ids, last=True)
@@ -165,7 +166,7 @@ def test_streaming_waits_for_whole_characters_whatever_the_tokens_cut(pipe, text
 def test_an_answer_that_ends_within_a_character_is_streamed_to_its_end(pipe):
     coder, pieces = pipe.chain.coder, []
     ids = coder.markup_ids("ships 🚢")[:-1]
-    on_ids = _streamer(coder, pieces.append)
+    on_ids = streamer(coder, pieces.append)
     on_ids(ids)
     assert pieces == []
     on_ids(ids, last=True)

@@ -116,7 +116,7 @@ def test_a_layer_is_computed_exactly(engine, layer, ends, tmp_path):
     assert worst(engine, path, q, exact(op, q, weight, **attributes)) < 1e-5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 200), st.integers(1, 70), st.integers(0, 2**32 - 1))
 def test_a_product_of_any_size_is_exact_in_onnx_runtime(tmp_path_factory, m, k, n, seed):
     rng = np.random.default_rng(seed)

@@ -25,7 +25,7 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_value_of_a_reference_may_be_any_other(bundle, tmp_path_factory, data):
     whole = json.loads((bundle / "reference" / FILES[0]).read_text())

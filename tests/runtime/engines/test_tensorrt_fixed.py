@@ -68,7 +68,7 @@ def run(session, feeds):
     return dict(zip(names, session.run(None, feeds), strict=True))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(steps=st.lists(st.integers(1, 12), min_size=1, max_size=5), seed=st.integers(0, 999))
 def test_the_graph_computes_what_the_growing_one_does(growing_and_fixed, opened, steps, seed):
     growing, fixed = growing_and_fixed

@@ -106,7 +106,7 @@ def look_at(source, **options):
     return None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(harmed())
 @example((b"II*\0\x08\0\0\0\xff\xff" + b"\xff" * 40, "tif"))
 @example((BASES["VRT"].replace(b"a.tif", b"r\xe9.tif"), "vrt"))
@@ -130,7 +130,7 @@ def test_a_harmed_image_is_read_or_refused(made):
 FLOATS = st.floats() | st.sampled_from([1e-320, 5e-324, 1.7e308, -1.7e308, 3.4e38, 1e20, 65504.0])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(FLOATS, min_size=1, max_size=4),
     st.sampled_from(["float16", "float32", "float64", "int64", "uint64", "int8"]),
@@ -171,7 +171,7 @@ def placed_in(georef):
     return made["geomag_coordinates"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(SYSTEMS), st.tuples(*[NUMBERS] * 6), st.booleans())
 @example("EPSG:4326", (1e300, 0, 0, 0, -1e300, 0), False)
 @example("EPSG:32633", (1e300, -1e300, 1, 1e300, 1, 1), True)
@@ -197,7 +197,7 @@ KINDS = ("height", "lat", "long", "line", "samp")
 FOUR = ("line_num_coeff", "line_den_coeff", "samp_num_coeff", "samp_den_coeff")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(NUMBERS, min_size=10, max_size=10), st.lists(SIZES, min_size=80, max_size=80))
 @example([0, 0, 0, 20, 25, 500, 90, 180, 20, 25], [1.0, 8.0, -3.0, 0.5] * 20)
 @pytest.mark.filterwarnings("error", "ignore::PendingDeprecationWarning")

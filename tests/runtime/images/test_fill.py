@@ -149,7 +149,7 @@ def test_what_is_no_fill_is_not_taken_for_it(tmp_path, kind, name):
         assert high == low or np.abs(picture[..., 0] - shown).max() <= 0.51
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 99), fill=st.sampled_from([-9999.0, -32768.0, 1e20, -3.4e38, 0.0]),
     rows=st.integers(0, 60), low=st.floats(1, 1e4), spread=st.floats(0.1, 1e4),

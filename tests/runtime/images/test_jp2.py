@@ -80,7 +80,7 @@ def test_boxes_without_end_are_refused_in_one_line(file, content):
         check_jp2(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(28, 96), st.integers(0, 2**32 - 1) | st.integers(0, 40))
 def test_any_four_bytes_of_the_head_end_in_a_picture_or_a_refusal(tmp_path_factory, at, number):
     path = tmp_path_factory.getbasetemp() / "harmed.jp2"

@@ -93,7 +93,7 @@ def test_types_of_the_newest_format_are_not_those_of_the_oldest(file):
         check_netcdf3(file(header(1, type=11)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from([1, 2, 5]), st.data())
 def test_any_part_of_a_header_is_refused(tmp_path_factory, version, data):
     whole = header(version)

@@ -492,7 +492,7 @@ def big_and_small(tmp_path_factory):
 box_sides = st.floats(1, 130, width=32)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     x=st.floats(-140, 1000, width=32), y=st.floats(-140, 800, width=32), w=box_sides, h=box_sides
 )

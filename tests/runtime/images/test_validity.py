@@ -279,7 +279,7 @@ def test_a_file_that_could_have_holes_and_has_none_answers_as_if_it_could_not(tm
     np.testing.assert_array_equal(random_mask(validity), np.asarray(random_mask(None)))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 1200), st.integers(1, 1200), st.integers(0, 10**6))
 def test_bits_of_any_size_come_back_as_they_were(height, width, seed):
     rng = np.random.default_rng(seed)
