@@ -298,7 +298,7 @@ PARTS: dict[str, tuple[str, str, str, Callable[[dict[str, Any]], list[Row]]]] = 
     "decode": ("base", "peers.decode", "peers_decode_base.json", decode_rows),
     "extent": ("nano", "peers.extent", "peers_extent_nano.json", extent_rows),
     "tiling": ("nano", "peers.tiling", "peers_tiling_nano.json", tiling_rows),
-    "deadlines": ("nano", "deadlines", "deadlines_nano.json", deadline_rows),
+    "deadlines": ("nano", "speed.deadlines", "deadlines_nano.json", deadline_rows),
     "overhead": ("base", "bench", "bench_base/bench.json", overhead_rows),
 }
 """Part -> whose bundle, its module, its result, and its rows."""
