@@ -1,6 +1,7 @@
 """The house: which room may import which, no circles, and no room or file that grew too large."""
 
 import ast
+import re
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -159,3 +160,23 @@ def test_no_folder_has_too_many_files():
 def test_no_file_is_too_long():
     lengths = {m: path.read_text().count("\n") for m, path in modules().items()}
     assert {m: n for m, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def test_the_page_on_architecture_names_every_room():
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in modules().values()}
+    rooms = {room_of(m) for m in modules() if not m.startswith(ABOVE_ALL)} - {SPINE}
+    for room in rooms:
+        folder = room.replace(".", "/")
+        folder = folder if folder in folders else f"geomag_edge/{folder}"
+        assert f"`{folder}`" in page or room == "calibration", folder
+
+
+def test_files_that_the_page_on_architecture_names_exist():
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    for name in re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9.]+)`", page):
+        assert (
+            (ROOT / name).exists()
+            or (ROOT / "geomag_edge" / name).exists()
+            or (name.startswith(("images/", "quantization/")) and name.count("/") == 1)
+        ), name
