@@ -249,9 +249,12 @@ def tiling_rows(data: dict[str, Any]) -> list[Row]:
             )  # fmt: skip
         ratio = scene["ratio"]["coarse"]["swept"]
         rows.append(
-            (f"the same, swept against tiling with tiles of {sweep_px} px", "-",
-             f"{times(ratio['wall_ms'])}, CPU time {times(ratio['cpu_ms'])}")
-        )  # fmt: skip
+            (
+                f"the same, swept against tiling with tiles of {sweep_px} px",
+                "-",
+                f"{times(ratio['wall_ms'])}, CPU time {times(ratio['cpu_ms'])}",
+            )
+        )
         if quality := scene.get("quality"):
             small, every = quality["small_miou"], quality["present_miou"]
             for way, name in names.items():
@@ -272,10 +275,13 @@ def _share(value: float | None) -> str:
 def deadline_rows(data: dict[str, Any]) -> list[Row]:
     """The share of queries inside each deadline."""
     return [
-        (f"{data['queries']} queries within {run['factor']:g}x the smallest budget's median",
-         ">= 99 %", f"{run['kept']:.1%}")
+        (
+            f"{data['queries']} queries within {run['factor']:g}x the smallest budget's median",
+            ">= 99 %",
+            f"{run['kept']:.1%}",
+        )
         for run in data["runs"]
-    ]  # fmt: skip
+    ]
 
 
 def overhead_rows(data: dict[str, Any]) -> list[Row]:

@@ -232,9 +232,14 @@ def measure(
 
 
 def report(
-    bundle: Bundle, cases: Sequence[Case], ask: Ask, rounds: int, command: str,
-    host: dict[str, Any], loaded_mb: Mapping[tuple[str, str], float | None],
-) -> dict[str, Any]:  # fmt: skip
+    bundle: Bundle,
+    cases: Sequence[Case],
+    ask: Ask,
+    rounds: int,
+    command: str,
+    host: dict[str, Any],
+    loaded_mb: Mapping[tuple[str, str], float | None],
+) -> dict[str, Any]:
     """The JSON of a run.
 
     Args:

@@ -244,10 +244,14 @@ def _relaxed(
 
 
 def _order(
-    bundle: Bundle, made: Bundle, recipe: str, method: str | None,
-    fitted: Mapping[str, BlockWeight] | None, threads: int | None,
+    bundle: Bundle,
+    made: Bundle,
+    recipe: str,
+    method: str | None,
+    fitted: Mapping[str, BlockWeight] | None,
+    threads: int | None,
     progress: Callable[[str], None],
-) -> list[Node]:  # fmt: skip
+) -> list[Node]:
     """What to give back first, of the precision that `made` holds."""
     scales, graph = load_scales(bundle), bundle.graph("llm", SOURCE)
 
@@ -263,9 +267,15 @@ def _order(
 
 
 def _search(
-    bundle: Bundle, recipe: str, data: Dataset, reference: Report, gate: Gate, engine: str,
-    threads: int | None, progress: Callable[[str], None],
-) -> Search:  # fmt: skip
+    bundle: Bundle,
+    recipe: str,
+    data: Dataset,
+    reference: Report,
+    gate: Gate,
+    engine: str,
+    threads: int | None,
+    progress: Callable[[str], None],
+) -> Search:
     """Every layer's loss and gain, and the choice."""
     samples = reference_of(bundle)
     progress("timing layers")
@@ -291,10 +301,16 @@ class _Refused(Exception):
 
 
 def _measure(
-    bundle: Bundle, recipe: str, data: Dataset | None, reference: Report | None, gate: Gate,
-    engines: Sequence[str], threads: int | None, result: Quantized,
+    bundle: Bundle,
+    recipe: str,
+    data: Dataset | None,
+    reference: Report | None,
+    gate: Gate,
+    engines: Sequence[str],
+    threads: int | None,
+    result: Quantized,
     progress: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Parity and the gate's verdict on every engine, up to the first that refuses."""
     samples = reference_of(bundle)
     if reference is None:

@@ -41,9 +41,13 @@ def add_crops(model: ModelProto, mean_std: ArrayLike, view_px: int, max_crops: i
         helper.make_node("Concat", ["psc_x0y0", "psc_x1y1"], ["view_box"], axis=0),
     ]
     crop = helper.make_node(
-        OP_TYPE, ["image", "boxes", "mean_std"], ["crops"], domain=DOMAIN, size=view_px,
+        OP_TYPE,
+        ["image", "boxes", "mean_std"],
+        ["crops"],
+        domain=DOMAIN,
+        size=view_px,
         plugin_namespace=DOMAIN,
-    )  # fmt: skip
+    )
     nodes = [*front, *graph.node, crop]
     del graph.node[:]
     graph.node.extend(nodes)

@@ -67,9 +67,14 @@ def capture(
                 sample.prompt, sample.budget, sample.max_new_tokens, sample.answer_prefix
             )
         expected = answer(
-            model, processor, sample.image, sample.prompt, manifest.budgets[sample.budget],
-            sample.max_new_tokens, sample.answer_prefix,
-        )  # fmt: skip
+            model,
+            processor,
+            sample.image,
+            sample.prompt,
+            manifest.budgets[sample.budget],
+            sample.max_new_tokens,
+            sample.answer_prefix,
+        )
         where = first_difference(expected.token_ids, result.token_ids)
         if where is not None:
             raise ParityError(

@@ -56,9 +56,14 @@ class CachedDecoder(nn.Module):
         present: list[Tensor] = []
         for i, layer in enumerate(model.layers):
             attended, key, value = self._attend(
-                layer.self_attn, _rms(layer.input_layernorm, hidden), mask, cos, sin,
-                past[2 * i], past[2 * i + 1],
-            )  # fmt: skip
+                layer.self_attn,
+                _rms(layer.input_layernorm, hidden),
+                mask,
+                cos,
+                sin,
+                past[2 * i],
+                past[2 * i + 1],
+            )
             present += [key, value]
             hidden = hidden + attended
             hidden = hidden + layer.mlp(_rms(layer.post_attention_layernorm, hidden))
@@ -67,9 +72,15 @@ class CachedDecoder(nn.Module):
         return logits, hidden, present
 
     def _attend(
-        self, attn: nn.Module, x: Tensor, mask: Tensor, cos: Tensor, sin: Tensor,
-        past_key: Tensor, past_value: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        self,
+        attn: nn.Module,
+        x: Tensor,
+        mask: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x [B,T,D], mask [B,1,T,N+T] -> output [B,T,D], key and value [B,Hkv,N+T,Dh]."""
         batch, steps = x.shape[0], x.shape[1]
         query = attn.q_proj(x).view(batch, steps, self.heads, self.head_dim)
@@ -82,9 +93,13 @@ class CachedDecoder(nn.Module):
         key = torch.cat([past_key, key], dim=2)
         value = torch.cat([past_value, value], dim=2)
         out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=self.head_dim**-0.5,
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            scale=self.head_dim**-0.5,
             enable_gqa=self.heads != self.kv_heads,
-        )  # fmt: skip
+        )
         return attn.o_proj(out.transpose(1, 2).reshape(batch, steps, -1)), key, value
 
 

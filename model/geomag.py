@@ -122,9 +122,14 @@ def load_checkpoint(
     with heard():  # what it says is looked at below
         try:
             model, info = GeoMagForConditionalGeneration.from_pretrained(
-                path, config=config, dtype=dtype, use_safetensors=True, local_files_only=True,
-                output_loading_info=True, ignore_mismatched_sizes=True,
-            )  # fmt: skip
+                path,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
         except CheckpointError:
             raise
         except Exception as e:

@@ -149,9 +149,13 @@ def _without_nodata(
 
 
 def _generate(
-    model: GeoMagForConditionalGeneration, processor: GeoMagProcessor, prompt: str, visual: Tensor,
-    answer_prefix: str, max_new_tokens: int,
-) -> tuple[list[int], Tensor]:  # fmt: skip
+    model: GeoMagForConditionalGeneration,
+    processor: GeoMagProcessor,
+    prompt: str,
+    visual: Tensor,
+    answer_prefix: str,
+    max_new_tokens: int,
+) -> tuple[list[int], Tensor]:
     """Hugging Face's greedy `generate`; then the answer's hidden states [len(ids),D]."""
     coder, embed = processor.coder, model.get_input_embeddings()
     before, after = coder.around_image(prompt)

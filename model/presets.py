@@ -36,20 +36,42 @@ def preset_config(name: str) -> GeoMagConfig:
     """
     if name == "nano":
         vision = CLIPVisionConfig(
-            hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=3,
-            image_size=128, patch_size=8, projection_dim=128, hidden_act="gelu",
-        )  # fmt: skip
+            hidden_size=192,
+            intermediate_size=768,
+            num_hidden_layers=4,
+            num_attention_heads=3,
+            image_size=128,
+            patch_size=8,
+            projection_dim=128,
+            hidden_act="gelu",
+        )
         prompt = CLIPTextConfig(
-            vocab_size=NANO_VOCAB, hidden_size=128, intermediate_size=512, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=64, projection_dim=128,
-            hidden_act="gelu", eos_token_id=3, bos_token_id=2, pad_token_id=3,
-        )  # fmt: skip
+            vocab_size=NANO_VOCAB,
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            projection_dim=128,
+            hidden_act="gelu",
+            eos_token_id=3,
+            bos_token_id=2,
+            pad_token_id=3,
+        )
         text = Qwen3Config(
-            vocab_size=NANO_VOCAB, hidden_size=192, intermediate_size=576, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=48,
-            max_position_embeddings=2048, tie_word_embeddings=True, eos_token_id=3,
-            bos_token_id=2, pad_token_id=3,
-        )  # fmt: skip
+            vocab_size=NANO_VOCAB,
+            hidden_size=192,
+            intermediate_size=576,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=48,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            eos_token_id=3,
+            bos_token_id=2,
+            pad_token_id=3,
+        )
         config = _assemble(vision, prompt, text, embed_dim=128, feature_dim=64, heads=4, grid=8)
         # Windows of 2, 4 and 8 of 16 patches: 8x, 4x and 2x as fine as the view they lie in.
         config.psc |= {"windows": [2, 4, 8], "max_crops": 4}
@@ -59,9 +81,14 @@ def preset_config(name: str) -> GeoMagConfig:
         config.text_form = config.psc_text_form = "canonical"
         return config
     vision = CLIPVisionConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-        image_size=336, patch_size=16, projection_dim=512,
-    )  # fmt: skip
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        image_size=336,
+        patch_size=16,
+        projection_dim=512,
+    )
     prompt = CLIPTextConfig(eos_token_id=3, bos_token_id=2, pad_token_id=3)
     text_kwargs = {
         "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
@@ -78,9 +105,15 @@ def preset_config(name: str) -> GeoMagConfig:
 
 
 def _assemble(
-    vision: PreTrainedConfig, prompt: PreTrainedConfig, text: PreTrainedConfig, *,
-    embed_dim: int, feature_dim: int, heads: int, grid: int,
-) -> GeoMagConfig:  # fmt: skip
+    vision: PreTrainedConfig,
+    prompt: PreTrainedConfig,
+    text: PreTrainedConfig,
+    *,
+    embed_dim: int,
+    feature_dim: int,
+    heads: int,
+    grid: int,
+) -> GeoMagConfig:
     budgets = {
         level: TokenBudget(grid, k, grid if k else 0).to_json()
         for level, k in zip(LEVELS, (0, 2, 4), strict=True)

@@ -305,8 +305,11 @@ class Worker:
         self.name = peer.name
         self._process = subprocess.Popen(
             [python, str(WORKER), peer.kind, str(folder), str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         self.versions: dict[str, str] = self._read()["ready"]
 
     def ask(self, ids: list[int], new: int) -> Said:

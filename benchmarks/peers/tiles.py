@@ -97,9 +97,13 @@ def tiles_of(height: int, width: int, side: int) -> list[Rect]:
 
 
 def tile_everything(
-    pipe: Pipeline, path: Path, prompts: list[str], side: int, rects: list[Rect] | None = None,
+    pipe: Pipeline,
+    path: Path,
+    prompts: list[str],
+    side: int,
+    rects: list[Rect] | None = None,
     tasks: tuple[str, ...] = ("ask",),
-) -> tuple[list[TiledMask], Clocks]:  # fmt: skip
+) -> tuple[list[TiledMask], Clocks]:
     """Asks every tile of a scene every prompt.
 
     Args:

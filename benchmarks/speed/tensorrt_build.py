@@ -131,22 +131,30 @@ def text(report: dict[str, Any]) -> str:
     ]
     summary = [
         (
-            r["model"], r["precision"], _mb(r["predicted_bytes"]), _mb(r["built_bytes"]),
-            f"{100 * r['error']:+.0f} %", f"{r['build_s']:.0f}", f"{r['peak_rss_bytes'] / 1e9:.1f}",
+            r["model"],
+            r["precision"],
+            _mb(r["predicted_bytes"]),
+            _mb(r["built_bytes"]),
+            f"{100 * r['error']:+.0f} %",
+            f"{r['build_s']:.0f}",
+            f"{r['peak_rss_bytes'] / 1e9:.1f}",
         )
         for r in report["runs"]
-    ]  # fmt: skip
+    ]
     header = ("model", "precision", "predicted", "built", "error", "build s", "peak GB")
     lines += ["", "```", *table(header, summary), "```"]
     for run in report["runs"]:
         rows = [
             (
-                e["engine"], _mb(e["predicted_engine_bytes"]), _mb(e["built_engine_bytes"]),
-                _mb(e["predicted_activation_bytes"]), _mb(e["built_activation_bytes"]),
+                e["engine"],
+                _mb(e["predicted_engine_bytes"]),
+                _mb(e["built_engine_bytes"]),
+                _mb(e["predicted_activation_bytes"]),
+                _mb(e["built_activation_bytes"]),
                 " ".join(f"{k}:{v}" for k, v in e["layers"].items()) or "-",
             )
             for e in run["engines"]
-        ]  # fmt: skip
+        ]
         columns = (
             "engine",
             "file, predicted",

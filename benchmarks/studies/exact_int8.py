@@ -158,9 +158,12 @@ def _shape(node: onnx.NodeProto, steps: NDArray) -> tuple[int, ...]:
 
 
 def _cut(
-    nodes: list[onnx.NodeProto], last: onnx.NodeProto, shape: tuple[int, ...],
-    constants: dict[str, NDArray], opset: int,
-) -> onnx.ModelProto:  # fmt: skip
+    nodes: list[onnx.NodeProto],
+    last: onnx.NodeProto,
+    shape: tuple[int, ...],
+    constants: dict[str, NDArray],
+    opset: int,
+) -> onnx.ModelProto:
     """The nodes as a model of their own, without the layer's bias."""
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     kept[0 if len(kept) > 2 else -1].input[0] = "x"
@@ -168,10 +171,12 @@ def _cut(
     del kept[-1].input[2:]
     names = {name for node in kept for name in node.input if name in constants}
     graph = helper.make_graph(
-        kept, "layer", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        kept,
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(constants[name], name) for name in sorted(names)],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
@@ -197,9 +202,11 @@ def exact(layer: Layer, q: NDArray[np.float32]) -> NDArray[np.float64]:
     node.output[0] = "y"
     kind = TensorProto.DOUBLE
     graph = helper.make_graph(
-        [node], "exact", [helper.make_tensor_value_info(n, kind, None) for n in ("x", "w")],
+        [node],
+        "exact",
+        [helper.make_tensor_value_info(n, kind, None) for n in ("x", "w")],
         [helper.make_tensor_value_info("y", kind, None)],
-    )  # fmt: skip
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     feeds = {"x": q.astype(np.float64), "w": weight}
     whole = np.asarray(next(iter(ReferenceEvaluator(model).run(None, feeds))))

@@ -80,9 +80,15 @@ def main() -> None:
 def _row(root: Path, recipe: str, data: Dataset, threads: int) -> dict[str, Any]:
     print(f"{recipe}:", file=sys.stderr)
     result = quantize(
-        Bundle.open(root), recipe, data, Gate(), ENGINES, threads=threads,
-        relax=True, progress=lambda step: print(f"  {step}", file=sys.stderr, flush=True),
-    )  # fmt: skip
+        Bundle.open(root),
+        recipe,
+        data,
+        Gate(),
+        ENGINES,
+        threads=threads,
+        relax=True,
+        progress=lambda step: print(f"  {step}", file=sys.stderr, flush=True),
+    )
     made = result.to_json()
     kept = (
         "precision", "ok", "bytes", "source_bytes", "special_bytes", "bits", "given_back", "notes",

@@ -168,9 +168,10 @@ def as_markdown(report: dict[str, Any]) -> str:
     for side in sorted({row["side_px"] for row in rows}):
         for maybe, likely in GATES:
             found = [
-                row for row in rows
+                row
+                for row in rows
                 if (row["side_px"], row["maybe"], row["likely"]) == (side, maybe, likely)
-            ]  # fmt: skip
+            ]
             views, target, iou = (
                 float(np.mean([row[key] for row in found])) for key in ("views", "target", "iou")
             )

@@ -45,8 +45,11 @@ def blame(bundle: Bundle, precision: str, samples: list[Sample]) -> list[Blame]:
     engine = SwitchEngine(bundle, precision)
     found: list[Blame] = []
     for graph in bundle.manifest.graphs[precision]:
-        calls = [next(c for c in s.calls if c.graph == graph) for s in samples
-                 if any(c.graph == graph for c in s.calls)]  # fmt: skip
+        calls = [
+            next(c for c in s.calls if c.graph == graph)
+            for s in samples
+            if any(c.graph == graph for c in s.calls)
+        ]
         if graph == "psc" or not calls:
             continue
         session = engine.session(graph)

@@ -128,9 +128,13 @@ def _load(bundle: Bundle, graph: str) -> ir.Model:
 
 
 def _source(
-    bundle: Bundle, spec: GraphSpec, scales: Scales | None, method: str,
-    keep: Collection[str], fitted: Mapping[str, BlockWeight] | None = None,
-) -> Source:  # fmt: skip
+    bundle: Bundle,
+    spec: GraphSpec,
+    scales: Scales | None,
+    method: str,
+    keep: Collection[str],
+    fitted: Mapping[str, BlockWeight] | None = None,
+) -> Source:
     model = _load(bundle, spec.name)
     seen = scales.graph(spec.name) if scales else GraphScales("", {})
     return Source(model, spec, seen, method, kept_nodes(keep, spec.name, model), fitted or {})

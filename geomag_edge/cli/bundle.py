@@ -13,9 +13,11 @@ def add_bundle_argument(parser: argparse.ArgumentParser, **more: Any) -> None:
     """BUNDLE and --trust; `more` goes to `add_argument` of BUNDLE."""
     parser.add_argument("bundle", type=path, metavar="BUNDLE", **more)
     parser.add_argument(
-        "--trust", type=path, metavar="KEY",
+        "--trust",
+        type=path,
+        metavar="KEY",
         help="refuse a bundle that the owner of this public ed25519 key has not signed",
-    )  # fmt: skip
+    )
 
 
 def open_bundle(args: argparse.Namespace) -> Bundle:

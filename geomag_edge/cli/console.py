@@ -253,11 +253,19 @@ def needs_extra(extra: str) -> Iterator[None]:
 def parity_table(report: dict[str, Any]) -> list[str]:
     """A verification report as two tables and a verdict, by lines."""
     graphs = [
-        (d["graph"], d["output"], d["calls"], f"{d['max_abs']:.1e}", d["unit"],
-         f"{d['relative']:.1e}", f"{d['cosine']:.7f}", "ok" if d["ok"] else "DRIFT")
+        (
+            d["graph"],
+            d["output"],
+            d["calls"],
+            f"{d['max_abs']:.1e}",
+            d["unit"],
+            f"{d['relative']:.1e}",
+            f"{d['cosine']:.7f}",
+            "ok" if d["ok"] else "DRIFT",
+        )
         for d in report["graphs"]
         if not d["output"].startswith("present.") or not d["ok"]
-    ]  # fmt: skip
+    ]
     caches = [d for d in report["graphs"] if d["output"].startswith("present.") and d["ok"]]
     if caches:
         worst = max(caches, key=lambda d: d["relative"])
@@ -266,11 +274,17 @@ def parity_table(report: dict[str, Any]) -> list[str]:
              "unit", f"{worst['relative']:.1e}", f"{worst['cosine']:.7f}", "ok")
         )  # fmt: skip
     chain = [
-        (c["budget"], c["tokens"], "all" if c["first_token"] is None else f"to {c['first_token']}",
-         f"{c['max_crop_px']:.2g}", c["masks"],
-         "-" if c["mask_iou"] is None else f"{c['mask_iou']:.5f}", "ok" if c["ok"] else "DRIFT")
+        (
+            c["budget"],
+            c["tokens"],
+            "all" if c["first_token"] is None else f"to {c['first_token']}",
+            f"{c['max_crop_px']:.2g}",
+            c["masks"],
+            "-" if c["mask_iou"] is None else f"{c['mask_iou']:.5f}",
+            "ok" if c["ok"] else "DRIFT",
+        )
         for c in report["chain"]
-    ]  # fmt: skip
+    ]
     verdict = (
         f"{report['engine']} {report['precision']}: within tolerance "
         f"({report['tolerance']['relative']:.0e} of each output's scale, mask IoU >= "

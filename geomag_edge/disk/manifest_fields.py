@@ -141,8 +141,9 @@ _FILE = {
     "outputs": PORTS,
 }
 _RECORD = record(_FILE, {"forms": table(record(_FILE), len(FORMS), _form)})
-BUDGET = record({key: _size(key, least) for key, least in
-                  (("global_grid", 1), ("crops", 0), ("crop_grid", 0))})  # fmt: skip
+BUDGET = record(
+    {key: _size(key, least) for key, least in (("global_grid", 1), ("crops", 0), ("crop_grid", 0))}
+)
 PSC: dict[str, Check] = {
     "max_crops": _size("max_crops"),
     "windows": listed(_size("windows"), 64, 1),
@@ -152,9 +153,13 @@ PSC: dict[str, Check] = {
 _DRIFT = record({}, {"relative": maybe(real())})
 _PARITY = record(
     {},
-    {"engine": text(), "ok": flag, "first_drift": maybe(text(10_000)),
-     "graphs": listed(_DRIFT, 10_000)},
-)  # fmt: skip
+    {
+        "engine": text(),
+        "ok": flag,
+        "first_drift": maybe(text(10_000)),
+        "graphs": listed(_DRIFT, 10_000),
+    },
+)
 _VERDICT = record({}, {"ok": flag, "instruction_sets": maybe(listed(text(), 64))})
 _ACCURACY = record({}, {"gate": maybe(table(_VERDICT, 16))})
 

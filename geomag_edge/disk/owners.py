@@ -177,9 +177,16 @@ def lock(path: Path, wait: bool = False) -> Iterator[None]:
 
 def _left(path: Path, match: re.Match[str], user: int) -> Left:
     return Left(
-        path, match["name"], match["kind"], match["machine"], match["kernel"], match["space"],
-        int(match["pid"]), int(match["start"]), user,
-    )  # fmt: skip
+        path,
+        match["name"],
+        match["kind"],
+        match["machine"],
+        match["kernel"],
+        match["space"],
+        int(match["pid"]),
+        int(match["start"]),
+        user,
+    )
 
 
 @cache

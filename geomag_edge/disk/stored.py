@@ -99,9 +99,12 @@ def parse_json(content: bytes, name: str, error: Error = BundleError, bits: int 
         raise error(f"{name} holds more than {JSON_VALUES} values: it is not read")
     try:
         data = json.loads(
-            content.decode("utf-8-sig"), object_pairs_hook=_record, parse_int=whole,
-            parse_float=_finite, parse_constant=_finite,
-        )  # fmt: skip
+            content.decode("utf-8-sig"),
+            object_pairs_hook=_record,
+            parse_int=whole,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
     except UnicodeDecodeError as e:
         raise error(f"{name} is not readable JSON: not UTF-8 at byte {e.start + 1}") from e
     except RecursionError as e:

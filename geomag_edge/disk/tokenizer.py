@@ -119,8 +119,11 @@ def _rules(part: Any) -> Iterator[dict[str, Any]]:
         return
     if not isinstance(part.get("type"), str):
         raise ValueError("a rule does not say its type")
-    inner = [value for key, value in part.items() if isinstance(value, list)
-             and part.get("type") == "Sequence" and key != "type"]  # fmt: skip
+    inner = [
+        value
+        for key, value in part.items()
+        if isinstance(value, list) and part.get("type") == "Sequence" and key != "type"
+    ]
     for rules in inner:
         for rule in rules:
             yield from _rules(rule)

@@ -286,9 +286,15 @@ class Inventory:
         return made, plural
 
     def _referent(
-        self, rng: random.Random, cls: str, form: str, ids: tuple[int, ...], size: str,
-        colour: str, plural: bool = False,
-    ) -> Referent:  # fmt: skip
+        self,
+        rng: random.Random,
+        cls: str,
+        form: str,
+        ids: tuple[int, ...],
+        size: str,
+        colour: str,
+        plural: bool = False,
+    ) -> Referent:
         names = phrases.NAMES[cls]
         # "house" is a small building, so only those are called so.
         if cls == "building" and any(self.by_id[i].size == "large" for i in ids):

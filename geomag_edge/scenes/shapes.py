@@ -210,8 +210,9 @@ def flat(item: Item, look: Look) -> list[Part]:
     if min(item.length, item.width) < 8:
         return parts
     edge_p, edge_q = 1.6 / item.length, 1.6 / item.width
-    parts.append((_rect(item, -0.5 + edge_p, 0.5 - edge_p, -0.5 + edge_q, 0.5 - edge_q), item.rgb,
-                  ROOF))  # fmt: skip
+    parts.append(
+        (_rect(item, -0.5 + edge_p, 0.5 - edge_p, -0.5 + edge_q, 0.5 - edge_q), item.rgb, ROOF)
+    )
     if rng.random() < 0.4 and item.width > 16:  # bays of a long roof
         bays = 3 + rng.randrange(4)
         for k in range(1, bays):

@@ -65,13 +65,25 @@ class Half:
 
 
 VISION = Half(
-    "a vision tower", "vision_model", "visual_projection", "hidden_size", VISION_FAMILIES,
-    CLIPVisionModel, CLIPVisionModelWithProjection, SiglipVisionModel,
-)  # fmt: skip
+    "a vision tower",
+    "vision_model",
+    "visual_projection",
+    "hidden_size",
+    VISION_FAMILIES,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    SiglipVisionModel,
+)
 PROMPT = Half(
-    "a prompt tower", "text_model", "text_projection", "projection_size", PROMPT_FAMILIES,
-    CLIPTextModel, CLIPTextModelWithProjection, SiglipTextModel,
-)  # fmt: skip
+    "a prompt tower",
+    "text_model",
+    "text_projection",
+    "projection_size",
+    PROMPT_FAMILIES,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    SiglipTextModel,
+)
 
 
 def load_tower(folder: Path, half: Half) -> Tower:
@@ -124,10 +136,14 @@ def _load(folder: Path, kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
     check_size(str(folder), kind, config, check_weights(folder))
     try:
         model, info = kind.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True,
-            local_files_only=True, output_loading_info=True,
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
             ignore_mismatched_sizes=True,  # named below
-        )  # fmt: skip
+        )
     except Exception as e:
         raise CheckpointError(f"{folder} cannot be loaded: {reason(e)}") from e
     if "lm_head.weight" in info["missing_keys"]:

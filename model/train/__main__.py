@@ -23,14 +23,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes that render (1)")
     parser.add_argument("--threads", type=int, default=1, help="threads that train (1)")
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto",
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
         help="where to train; auto takes a GPU if there is one (auto)",
-    )  # fmt: skip
+    )
     parser.add_argument("--until", type=int, help="stop after this many steps in all")
     parser.add_argument(
-        "--resume", nargs="?", type=Path, const=Path("."), metavar="CHECKPOINT",
+        "--resume",
+        nargs="?",
+        type=Path,
+        const=Path("."),
+        metavar="CHECKPOINT",
         help="go on from FOLDER's last save; with CHECKPOINT, begin there in a new FOLDER",
-    )  # fmt: skip
+    )
     args = parser.parse_args(arguments)
     try:
         _train(args)

@@ -61,9 +61,11 @@ def mask_iou(scene: PooledScene, question: Question, got: ReferenceAnswer) -> fl
 
 
 def measure_cost(
-    model: GeoMagForConditionalGeneration, processor: GeoMagProcessor,
-    scenes: Iterator[PooledScene], resamples: int = 1000,
-) -> dict[str, Any]:  # fmt: skip
+    model: GeoMagForConditionalGeneration,
+    processor: GeoMagProcessor,
+    scenes: Iterator[PooledScene],
+    resamples: int = 1000,
+) -> dict[str, Any]:
     """mIoU and visual tokens of all runs over the pixel questions that have a target.
 
     Returns:

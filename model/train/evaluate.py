@@ -145,9 +145,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--per-level", type=int, default=3, help="questions a level and scene (3)")
     parser.add_argument("--seed", type=int, default=FIRST_SEED, help="first seed")
     parser.add_argument(
-        "--cost", action="store_true",
+        "--cost",
+        action="store_true",
         help="masks at the default budget against a uniform high-resolution run, and nothing else",
-    )  # fmt: skip
+    )
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)

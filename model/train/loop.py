@@ -321,10 +321,13 @@ def _optimisers(
     Muon's steps have the size of AdamW's (arXiv 2502.16982), so both share one rate.
     """
     inner = [
-        n for n, p in parameters.items()
-        if config.muon and n.startswith("model/") and p.ndim == 2
+        n
+        for n, p in parameters.items()
+        if config.muon
+        and n.startswith("model/")
+        and p.ndim == 2
         and not any(part in n for part in ("embed", "lm_head", "mask_head.place"))
-    ]  # fmt: skip
+    ]
     outer = [n for n in parameters if n not in set(inner)]
     flat = [n for n in outer if parameters[n].ndim > 1]
     quick = [n for n in outer if any(part in n for part in SCALES)]
@@ -335,13 +338,17 @@ def _optimisers(
             {"params": [parameters[n] for n in rest], "weight_decay": 0.0},
             {"params": [parameters[n] for n in quick], "weight_decay": 0.0, "gain": SCALE_GAIN},
         ],
-        lr=1e-3, betas=(0.9, 0.98), fused=True,
-    )  # fmt: skip
+        lr=1e-3,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
     found: list[tuple[torch.optim.Optimizer, list[str]]] = [(adam, [*flat, *rest, *quick])]
     if inner:
         muon = torch.optim.Muon(
-            [parameters[n] for n in inner], lr=1e-3, weight_decay=config.weight_decay,
+            [parameters[n] for n in inner],
+            lr=1e-3,
+            weight_decay=config.weight_decay,
             adjust_lr_fn="match_rms_adamw",
-        )  # fmt: skip
+        )
         found.append((muon, inner))
     return found

@@ -52,9 +52,13 @@ def ship(
 
 
 def card(
-    record: dict[str, Any], metrics: dict[str, Any], cost: dict[str, Any], hardware: str,
-    notes: str, size_bytes: int,
-) -> str:  # fmt: skip
+    record: dict[str, Any],
+    metrics: dict[str, Any],
+    cost: dict[str, Any],
+    hardware: str,
+    notes: str,
+    size_bytes: int,
+) -> str:
     """The model card, Markdown."""
     config = record["config"]
     pool = config["pool"]

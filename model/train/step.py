@@ -103,9 +103,13 @@ class Trainee:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def losses(
-        self, visits: list[data.Visit], budget: TokenBudget, weights: LossWeights, mix: CropMix,
+        self,
+        visits: list[data.Visit],
+        budget: TokenBudget,
+        weights: LossWeights,
+        mix: CropMix,
         rng: np.random.Generator,
-    ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    ) -> tuple[Tensor, dict[str, float]]:
         """The weighted loss of a step and its parts for the log."""
         whole_boxes = np.stack([v.box for v in visits])[:, None]  # [B,1,4]
         whole = self._encode(visits, whole_boxes)
@@ -152,9 +156,18 @@ class Trainee:
             if weights.pointer:
                 front = len(self.turns.before)
                 parts["pointer"], found = pointer_loss(
-                    self.watch, self.heads, packed, visits, boxes, labels, budget, self.grid,
-                    front, front + sum(v.shape[1] for v in visual), self.marks,
-                )  # fmt: skip
+                    self.watch,
+                    self.heads,
+                    packed,
+                    visits,
+                    boxes,
+                    labels,
+                    budget,
+                    self.grid,
+                    front,
+                    front + sum(v.shape[1] for v in visual),
+                    self.marks,
+                )
                 logs |= found
             self.watch.clear()
         total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
@@ -185,9 +198,13 @@ class Trainee:
         return logits.unflatten(1, (self.grid, self.grid))
 
     def _crops(
-        self, visit: data.Visit, relevance: Tensor, count: int, mix: CropMix,
+        self,
+        visit: data.Visit,
+        relevance: Tensor,
+        count: int,
+        mix: CropMix,
         rng: np.random.Generator,
-    ) -> F32:  # fmt: skip
+    ) -> F32:
         """Crop boxes f32[count,4] of one scene."""
         if rng.random() < mix.own:
             with torch.no_grad():
@@ -245,9 +262,13 @@ class Trainee:
         )  # fmt: skip
 
     def _dense_loss(
-        self, encoded: Encoded, visits: list[data.Visit], boxes: F32,
-        labels: list[data.ViewLabels], targets: tuple[Tensor, Tensor, Tensor, Tensor],
-    ) -> Tensor:  # fmt: skip
+        self,
+        encoded: Encoded,
+        visits: list[data.Visit],
+        boxes: F32,
+        labels: list[data.ViewLabels],
+        targets: tuple[Tensor, Tensor, Tensor, Tensor],
+    ) -> Tensor:
         pixels, patches = self.heads(encoded.tokens, encoded.features)
         dense = [
             pixel_labels(samples, visit.scene)
@@ -283,9 +304,13 @@ class Trainee:
         return torch.stack(parts).mean()
 
     def _speak(
-        self, visits: list[data.Visit], boxes: F32, tokens: Tensor, budget: TokenBudget,
+        self,
+        visits: list[data.Visit],
+        boxes: F32,
+        tokens: Tensor,
+        budget: TokenBudget,
         rng: np.random.Generator | None = None,
-    ) -> tuple[Packed, Tensor, list[Tensor]]:  # fmt: skip
+    ) -> tuple[Packed, Tensor, list[Tensor]]:
         """Packed questions, the language model's hidden states behind the picture [B,T,D], and the
         visual tokens of the whole and of the crops [B,*,D]. With `rng` boxes move a little."""
         scenes = [
@@ -339,9 +364,14 @@ class Trainee:
         return parts
 
     def _mask_loss(
-        self, packed: Packed, hidden: Tensor, visits: list[data.Visit], boxes: F32,
-        features: Tensor, rng: np.random.Generator,
-    ) -> tuple[Tensor, float]:  # fmt: skip
+        self,
+        packed: Packed,
+        hidden: Tensor,
+        visits: list[data.Visit],
+        boxes: F32,
+        features: Tensor,
+        rng: np.random.Generator,
+    ) -> tuple[Tensor, float]:
         """Masks of the questions that a [SEG] answers."""
         some = [(b, found[:MASKS_PER_SCENE]) for b, found in enumerate(packed.seg) if found]
         queries = [(b, hidden[b, [t for _, t in found]]) for b, found in some]  # in random order

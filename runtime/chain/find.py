@@ -35,9 +35,13 @@ class Found:
 
 
 def find(
-    viewer: Viewer, question: Question, words: Words, views: Views, decoded: Decoded,
+    viewer: Viewer,
+    question: Question,
+    words: Words,
+    views: Views,
+    decoded: Decoded,
     watch: Stopwatch,
-) -> Found:  # fmt: skip
+) -> Found:
     """Masks and boxes of an answer that was read from `views`."""
     chain, scene = viewer.chain, viewer.scene
     swept, report, notes = _swept(viewer, question, words, decoded, watch)

@@ -205,9 +205,10 @@ def _affordable(pipe: Asked, others: int) -> list[TokenBudget]:
     """Cheapest, middle and dearest pixel-level budget that the model's context takes."""
     context = pipe.chain.coder.settings.context
     some = [
-        b for b in candidates(pipe.bundle.manifest.budgets)["pixel"]
+        b
+        for b in candidates(pipe.bundle.manifest.budgets)["pixel"]
         if b.visual_tokens + others < context
-    ]  # fmt: skip
+    ]
     if not some:
         raise PromptError(f"the model's context of {context} tokens takes none of its own budgets")
     return [some[0], some[len(some) // 2], some[-1]]

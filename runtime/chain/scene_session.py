@@ -85,9 +85,14 @@ class SceneSession:
         return self._result(question, words, sight, decoded, found, timings_ms)
 
     def _result(
-        self, question: Question, words: Words, sight: Look, decoded: Decoded, found: Found,
+        self,
+        question: Question,
+        words: Words,
+        sight: Look,
+        decoded: Decoded,
+        found: Found,
         timings_ms: dict[str, float],
-    ) -> Result:  # fmt: skip
+    ) -> Result:
         chain, deadline = self.chain, question.deadline
         report = None if deadline is None else deadline.closed(sight.budget, decoded.stopped)
         return Result(

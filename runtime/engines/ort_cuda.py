@@ -32,13 +32,28 @@ PROVIDER = "CUDAExecutionProvider"
 
 HEAVY = frozenset(
     {
-        "Attention", "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm",
-        "GroupQueryAttention", "LayerNormalization", "MatMul", "MatMulInteger", "MatMulNBits",
-        "MultiHeadAttention", "QLinearConv", "QLinearMatMul", "RMSNormalization",
-        "SimplifiedLayerNormalization", "SkipLayerNormalization",
-        "SkipSimplifiedLayerNormalization", "Softmax",
+        "Attention",
+        "Conv",
+        "ConvTranspose",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "Gemm",
+        "GroupQueryAttention",
+        "LayerNormalization",
+        "MatMul",
+        "MatMulInteger",
+        "MatMulNBits",
+        "MultiHeadAttention",
+        "QLinearConv",
+        "QLinearMatMul",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+        "Softmax",
     }
-)  # fmt: skip
+)
 """Operators that must be on the GPU. ONNX Runtime itself puts arithmetic on shapes on the CPU,
 where it belongs; that is reported and not refused."""
 

@@ -63,9 +63,10 @@ class ToRgb:
                 rgb[..., channel] = values[position]
                 continue
             same = [
-                c for c in range(channel)
+                c
+                for c in range(channel)
                 if (self.positions[c], self.ranges[c]) == (position, self.ranges[channel])
-            ]  # fmt: skip
+            ]
             rgb[..., channel] = (
                 rgb[..., same[0]] if same else scaled(values[position], *self.ranges[channel])
             )

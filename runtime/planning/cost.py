@@ -65,12 +65,45 @@ _FREE = frozenset(
 )
 _FUSED = frozenset(
     {
-        "Add", "Sub", "Mul", "Div", "Relu", "Gelu", "Sigmoid", "Tanh", "Erf", "Sqrt", "Reciprocal",
-        "Pow", "Neg", "Cast", "Where", "Clip", "Exp", "QuantizeLinear", "Min", "Max", "Equal",
-        "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Not", "IsNaN", "Expand",
-        "Sin", "Cos", "Swish", "Transpose", "Slice", "Concat", "Softmax",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Relu",
+        "Gelu",
+        "Sigmoid",
+        "Tanh",
+        "Erf",
+        "Sqrt",
+        "Reciprocal",
+        "Pow",
+        "Neg",
+        "Cast",
+        "Where",
+        "Clip",
+        "Exp",
+        "QuantizeLinear",
+        "Min",
+        "Max",
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "And",
+        "Or",
+        "Not",
+        "IsNaN",
+        "Expand",
+        "Sin",
+        "Cos",
+        "Swish",
+        "Transpose",
+        "Slice",
+        "Concat",
+        "Softmax",
     }
-)  # fmt: skip
+)
 
 
 def graph_cost(path: Path, sizes: Mapping[str, int]) -> Cost:
@@ -200,11 +233,36 @@ def _tensors(graph: onnx.GraphProto) -> tuple[dict[str, tuple[int, ...]], dict[s
 
 _FOLDED = frozenset(
     {
-        "Shape", "Size", "Range", "Gather", "Slice", "Concat", "Add", "Sub", "Mul", "Div", "Mod",
-        "Min", "Max", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Where", "Equal", "Less",
-        "Greater", "ConstantOfShape", "ReduceProd", "ReduceMax", "Neg", "Not", "Constant", "Expand",
+        "Shape",
+        "Size",
+        "Range",
+        "Gather",
+        "Slice",
+        "Concat",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Mod",
+        "Min",
+        "Max",
+        "Cast",
+        "Squeeze",
+        "Unsqueeze",
+        "Reshape",
+        "Where",
+        "Equal",
+        "Less",
+        "Greater",
+        "ConstantOfShape",
+        "ReduceProd",
+        "ReduceMax",
+        "Neg",
+        "Not",
+        "Constant",
+        "Expand",
     }
-)  # fmt: skip
+)
 _SMALL = 65536
 """Elements of a folded tensor at most: shapes and ranges of positions, not weights."""
 
@@ -234,12 +292,16 @@ def _fold(model: onnx.ModelProto) -> bool:
         elif node.op_type in _FOLDED and node.domain == "" and all(i in known for i in used):
             opsets = list(model.opset_import)
             one = onnx.helper.make_graph(
-                [node], "one",
-                [onnx.helper.make_tensor_value_info(
-                    i, onnx.helper.np_dtype_to_tensor_dtype(known[i].dtype), known[i].shape)
-                 for i in dict.fromkeys(used)],
+                [node],
+                "one",
+                [
+                    onnx.helper.make_tensor_value_info(
+                        i, onnx.helper.np_dtype_to_tensor_dtype(known[i].dtype), known[i].shape
+                    )
+                    for i in dict.fromkeys(used)
+                ],
                 [onnx.ValueInfoProto(name=node.output[0])],
-            )  # fmt: skip
+            )
             maker = onnx.helper.make_model(one, opset_imports=opsets, ir_version=model.ir_version)
             results: Any = ReferenceEvaluator(maker).run(None, known)
             result = np.asarray(results[0])

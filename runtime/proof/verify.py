@@ -108,9 +108,11 @@ def verify(
     """
     check_whole(samples, chain.manifest)
     report = Report(
-        chain.engine.name, chain.engine.precision,
-        {name: s.provider for name, s in chain.sessions.items()}, tolerance,
-    )  # fmt: skip
+        chain.engine.name,
+        chain.engine.precision,
+        {name: s.provider for name, s in chain.sessions.items()},
+        tolerance,
+    )
     able = getattr(chain.engine, "graphs", REPLAYED)  # TensorRT has no engine of psc.onnx
     for graph in (name for name in REPLAYED if name in able):
         progress(f"replaying {graph}")
@@ -159,10 +161,18 @@ def _ask(chain: Chain, sample: Sample, tolerance: Tolerance) -> ChainDrift:
     same = first is None and same_level and same_boxes and same_crops
     ok = (same or not tolerance.tokens_equal) and (iou is None or iou >= tolerance.mask_iou)
     return ChainDrift(
-        prompt=sample.prompt, budget=sample.budget, tokens=len(sample.token_ids),
-        first_token=first, max_crop_px=crop_px, mask_iou=iou, masks=len(sample.masks), ok=ok,
-        same_level=same_level, same_boxes=same_boxes, same_crops=same_crops,
-    )  # fmt: skip
+        prompt=sample.prompt,
+        budget=sample.budget,
+        tokens=len(sample.token_ids),
+        first_token=first,
+        max_crop_px=crop_px,
+        mask_iou=iou,
+        masks=len(sample.masks),
+        ok=ok,
+        same_level=same_level,
+        same_boxes=same_boxes,
+        same_crops=same_crops,
+    )
 
 
 def _same_boxes(expected: list[list[float]], got: list[list[float]]) -> bool:

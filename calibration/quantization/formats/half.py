@@ -30,16 +30,43 @@ from geomag_edge.graphs import GraphSpec
 
 HALF_MAX = float(np.finfo(np.float16).max)
 
-COMPUTE = frozenset({
-    "Attention", "Conv", "ConvTranspose", "DequantizeLinear", "Gelu", "Gemm", "LayerNormalization",
-    "MatMul", "QuantizeLinear", "RMSNormalization", "RotaryEmbedding", "Softmax",
-})  # fmt: skip
+COMPUTE = frozenset(
+    {
+        "Attention",
+        "Conv",
+        "ConvTranspose",
+        "DequantizeLinear",
+        "Gelu",
+        "Gemm",
+        "LayerNormalization",
+        "MatMul",
+        "QuantizeLinear",
+        "RMSNormalization",
+        "RotaryEmbedding",
+        "Softmax",
+    }
+)
 """Run in half whatever they are given."""
 
-WIDE = frozenset({
-    "Cos", "CumSum", "Exp", "Log", "Pow", "Range", "Reciprocal", "ReduceL1", "ReduceL2",
-    "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Sin", "Sqrt",
-})  # fmt: skip
+WIDE = frozenset(
+    {
+        "Cos",
+        "CumSum",
+        "Exp",
+        "Log",
+        "Pow",
+        "Range",
+        "Reciprocal",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceMean",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "Sin",
+        "Sqrt",
+    }
+)
 """Overflow in half, or lose what makes them useful."""
 
 SAFE_AGAIN = frozenset({"Cos", "Sin"})
@@ -221,9 +248,11 @@ class _Caster:
                 name=name,
             )
             made = ir.Value(
-                name=name, shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT16),
+                name=name,
+                shape=value.shape,
+                type=ir.TensorType(ir.DataType.FLOAT16),
                 const_value=lazy,
-            )  # fmt: skip
+            )
             self.graph.register_initializer(made)
             self.halved[value] = made
         made = self.halved[value]

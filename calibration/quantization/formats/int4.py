@@ -244,12 +244,15 @@ def as_matmulnbits(
                 _initializer(model, f"{name}_nbits_scale", ir.Tensor(scales)),
             ],
             {
-                "K": rows, "N": columns, "bits": found.bits, "block_size": found.block,
+                "K": rows,
+                "N": columns,
+                "bits": found.bits,
+                "block_size": found.block,
                 "accuracy_level": accuracy_level,
             },
             domain="com.microsoft",
             name=linear.name,
-        )  # fmt: skip
+        )
         result = node.outputs[0]
         result.type, result.shape, result.name = output.type, output.shape, output.name
         ir.convenience.replace_nodes_and_values(

@@ -38,13 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", action="append", metavar="P", help="may be repeated (default fp32)"
     )
     parser.add_argument(
-        "--budget", action="append", metavar="B",
+        "--budget",
+        action="append",
+        metavar="B",
         help="as of `run`, may be repeated (default: every level's own)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--size", action="append", type=positive, metavar="PX",
+        "--size",
+        action="append",
+        type=positive,
+        metavar="PX",
         help=f"side of a rendered scene, may be repeated (default {SIZE_PX})",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--image", metavar="IMAGE", help=f"your own, in place of --size: {IMAGE_HELP}"
     )
@@ -58,16 +63,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=positive, default=None, metavar="N")
     parser.add_argument("--checkpoint", type=path, metavar="DIR", help="for --engine torch")
     parser.add_argument(
-        "--quick", action="store_true",
+        "--quick",
+        action="store_true",
         help="only measure, and remember, what the planner needs (`run --latency-ms`, `plan`)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "-o", "--output", type=path, metavar="DIR", help="write bench.json and bench.html here"
     )
     parser.add_argument(
-        "--compare", nargs=2, type=path, metavar=("BEFORE", "AFTER"),
+        "--compare",
+        nargs=2,
+        type=path,
+        metavar=("BEFORE", "AFTER"),
         help="two bench.json: what got slower? Exit code 1 if anything did",
-    )  # fmt: skip
+    )
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -118,10 +127,16 @@ def _quick(args: argparse.Namespace, bundle: Bundle) -> int:
         print_json({"models": {name: m.to_json() for name, m in models.items()}})
         return 0
     rows = [
-        (name, f"{sum(model.encode):.2f}", f"{_at(model.prefill, 256):.2f}",
-         f"{_at(model.step, 256):.2f}", f"{sum(model.mask):.2f}", f"{model.spread:.2f}")
+        (
+            name,
+            f"{sum(model.encode):.2f}",
+            f"{_at(model.prefill, 256):.2f}",
+            f"{_at(model.step, 256):.2f}",
+            f"{sum(model.mask):.2f}",
+            f"{model.spread:.2f}",
+        )
         for name, model in models.items()
-    ]  # fmt: skip
+    ]
     say(*table(("engine", "a view", "prefill 256", "step at 256", "mask", "p95 over p50"), rows))
     say("milliseconds; remembered for `run --latency-ms` and `plan`")
     return 0
@@ -225,9 +240,13 @@ def _compare(args: argparse.Namespace) -> int:
     found, notes = changes(before, after), differences(before, after)
     slower = [c for c in found if c.verdict == "slower"]
     if args.json:
-        print_json({
-            "slower": len(slower), "notes": notes, "changes": [c.to_json() for c in found],
-        })  # fmt: skip
+        print_json(
+            {
+                "slower": len(slower),
+                "notes": notes,
+                "changes": [c.to_json() for c in found],
+            }
+        )
     else:
         say(*comparison_text(found, notes))
     return 1 if slower else 0
@@ -237,10 +256,17 @@ def comparison_text(found: list[Change], notes: list[str]) -> list[str]:
     """What changed as a table, totals always, and a verdict."""
     shown = [c for c in found if c.verdict != "same" or c.stage == "total"]
     rows = [
-        (c.case, c.stage, f"{c.before_ms:.2f}", f"{c.after_ms:.2f}", f"{c.ratio:.2f}x",
-         f"{c.low:.2f} .. {c.high:.2f}", "" if c.verdict == "same" else c.verdict.upper())
+        (
+            c.case,
+            c.stage,
+            f"{c.before_ms:.2f}",
+            f"{c.after_ms:.2f}",
+            f"{c.ratio:.2f}x",
+            f"{c.low:.2f} .. {c.high:.2f}",
+            "" if c.verdict == "same" else c.verdict.upper(),
+        )
         for c in shown
-    ]  # fmt: skip
+    ]
     head = ("case", "stage", "before ms", "after ms", "ratio", "95 % interval", "")
     slower = sum(c.verdict == "slower" for c in found)
     faster = sum(c.verdict == "faster" for c in found)

@@ -29,25 +29,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `build`."""
     add_bundle_argument(parser)
     parser.add_argument(
-        "--target", default="auto", metavar="T",
+        "--target",
+        default="auto",
+        metavar="T",
         help="see `geomag-edge targets`; auto (default): what this machine is",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--precision", metavar="P",
+        "--precision",
+        metavar="P",
         help="which graphs of the bundle (default: fp16, or the only one that the target takes)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--graph", action="append", choices=CHAIN, metavar="G",
+        "--graph",
+        action="append",
+        choices=CHAIN,
+        metavar="G",
         help=f"build only this graph's engine (may be repeated): {', '.join(CHAIN)}",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--budget", choices=LEVELS, metavar="LEVEL",
+        "--budget",
+        choices=LEVELS,
+        metavar="LEVEL",
         help=f"largest token budget to build for: {', '.join(LEVELS)} (default: all)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--device", metavar="D",
+        "--device",
+        metavar="D",
         help="check the fit on this device first (`geomag-edge targets`); exit 1 if it does not",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--watts", type=watts, metavar="W", help="the device's power mode (default: its largest)"
     )
@@ -55,18 +64,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check-only", action="store_true", help="print the fit check and build nothing"
     )
     parser.add_argument(
-        "--version-compatible", action="store_true",
+        "--version-compatible",
+        action="store_true",
         help="engines that later versions of TensorRT load too",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--stripped", action="store_true",
+        "--stripped",
+        action="store_true",
         help="engines without weights; the runtime refits them from the ONNX files",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--cache", choices=CACHES, default=CACHES[0],
+        "--cache",
+        choices=CACHES,
+        default=CACHES[0],
         help="the language model's cache: growing by concatenation (default), or fixed: full "
         "length from the start, updated in place, so that decode steps replay as CUDA graphs",
-    )  # fmt: skip
+    )
     add_catalog_argument(parser)
 
 

@@ -25,24 +25,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `calibrate`."""
     add_bundle_argument(parser, help="with fp32 graphs")
     parser.add_argument(
-        "--data", required=True, metavar="SET",
+        "--data",
+        required=True,
+        metavar="SET",
         help="a folder with questions.jsonl, or such a file: image and prompt a line, level if "
         "known; or scenes:SEED:COUNT[:SIZE], rendered scenes that neither training nor any "
         "evaluation set holds",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--count", type=positive, metavar="N",
+        "--count",
+        type=positive,
+        metavar="N",
         help="questions to use, the levels alike (default: all, at most 128)",
-    )  # fmt: skip
+    )
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the choice")
     parser.add_argument(
-        "--method", default="mse", choices=METHODS,
+        "--method",
+        default="mse",
+        choices=METHODS,
         help="how `quantize` takes a threshold from what was seen (default: mse); all are stored",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "-o", "--output", type=path, metavar="OTHER",
+        "-o",
+        "--output",
+        type=path,
+        metavar="OTHER",
         help="write a calibrated copy of the bundle here and leave BUNDLE as it is",
-    )  # fmt: skip
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing OTHER")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
 

@@ -19,24 +19,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `eval`."""
     add_bundle_argument(parser)
     parser.add_argument(
-        "--data", required=True, metavar="SET",
+        "--data",
+        required=True,
+        metavar="SET",
         help="scenes:SEED:COUNT[:SIZE] renders scenes that no training has seen; or a folder with "
         "images/, masks/ and questions.jsonl (docs/DATA.md)",
-    )  # fmt: skip
+    )
     add_engine_arguments(parser)
     parser.add_argument(
-        "--budget", metavar="B",
+        "--budget",
+        metavar="B",
         help="the same tokens for every question: a level, G+KxC (12+4x8), Nt (200t), or a grid "
         "alone (16), which turns PSC off; default: what the model's router asks for",
-    )  # fmt: skip
+    )
     add_nodata_argument(parser)
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
     parser.add_argument(
-        "--compare", type=path, metavar="OTHER",
+        "--compare",
+        type=path,
+        metavar="OTHER",
         help="a bundle, asked with the same settings, or the report of an earlier run; prints "
         "this minus OTHER",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "-o", "--output", type=path, metavar="REPORT", help="write the JSON report here"
     )
@@ -125,12 +130,17 @@ def comparison_text(comparison: Comparison) -> list[str]:
     from geomag_edge.calibration.evaluation.records import ALL
 
     rows = [
-        (d.metric if d.group == ALL else f"  {d.group}", _number(d.metric, d.value),
-         _number(d.metric, d.other), _number(d.metric, d.difference, "+"),
-         _interval(d.metric, d.low, d.high, "+"), d.questions)
+        (
+            d.metric if d.group == ALL else f"  {d.group}",
+            _number(d.metric, d.value),
+            _number(d.metric, d.other),
+            _number(d.metric, d.difference, "+"),
+            _interval(d.metric, d.low, d.high, "+"),
+            d.questions,
+        )
         for d in comparison.differences
         if d.group == ALL or (d.group.startswith("size") and d.metric in ("mIoU", "box IoU@0.5"))
-    ]  # fmt: skip
+    ]
     head = ("metric", "this", "other", "difference", "95 % interval", "questions")
     return [
         f"this      {comparison.report}",

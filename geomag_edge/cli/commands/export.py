@@ -24,9 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "fp16"))
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument(
-        "--sign", type=path, metavar="KEY",
+        "--sign",
+        type=path,
+        metavar="KEY",
         help="sign the bundle with this private ed25519 key, for --trust to check",
-    )  # fmt: skip
+    )
     add_catalog_argument(parser)
 
 

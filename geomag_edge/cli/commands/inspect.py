@@ -48,26 +48,41 @@ def execute(args: argparse.Namespace) -> None:
     say(*table(("precision", "graph", "opset", "MB", "inputs", "outputs"), rows))
     say("")
     budgets = [
-        (level, b.visual_tokens, f"{b.global_grid} x {b.global_grid}", b.crops,
-         f"{b.crop_grid} x {b.crop_grid}")
+        (
+            level,
+            b.visual_tokens,
+            f"{b.global_grid} x {b.global_grid}",
+            b.crops,
+            f"{b.crop_grid} x {b.crop_grid}",
+        )
         for level, b in manifest.budgets.items()
-    ]  # fmt: skip
+    ]
     say(*table(("level", "visual tokens", "whole", "crops", "each"), budgets))
     say("")
     parity = [
-        (p, r.get("engine", "-"), "ok" if r.get("ok") else r.get("first_drift") or "-",
-         f"{_worst(r):.1e}")
+        (
+            p,
+            r.get("engine", "-"),
+            "ok" if r.get("ok") else r.get("first_drift") or "-",
+            f"{_worst(r):.1e}",
+        )
         for p, found in manifest.parity.items()
         # one report from export, one for each engine from quantize
         for r in ([found] if {"engine", "ok"} & set(found) else found.values())
-    ]  # fmt: skip
+    ]
     say(*table(("parity", "engine", "verdict", "worst relative error"), parity))
     if built := load_records(bundle):
         engines = [
-            (r.target, r.precision, f"{r.flavour} {r.version}", ", ".join(r.loads_on_sm),
-             r.options.get("cache", GROWING), f"{_bytes(r) / 1e6:.1f}")
+            (
+                r.target,
+                r.precision,
+                f"{r.flavour} {r.version}",
+                ", ".join(r.loads_on_sm),
+                r.options.get("cache", GROWING),
+                f"{_bytes(r) / 1e6:.1f}",
+            )
             for r in built
-        ]  # fmt: skip
+        ]
         say("")
         header = ("engines for", "precision", "built by", "run on sm", "cache", "MB")
         say(*table(header, engines))

@@ -33,14 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--level", choices=LEVELS, action="append", help="only this task level; may be repeated"
     )
     parser.add_argument(
-        "--image-px", type=positive, default=IMAGE_PX, metavar="PX",
+        "--image-px",
+        type=positive,
+        default=IMAGE_PX,
+        metavar="PX",
         help=f"longer side of the images to come (default {IMAGE_PX}): decides how often PSC looks",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--data", metavar="SET",
+        "--data",
+        metavar="SET",
         help="first measure what every budget's answers are worth, on scenes:SEED:COUNT[:SIZE] or "
         "a folder, and keep it in the bundle",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--device",
         metavar="D",
@@ -88,12 +92,13 @@ def execute(args: argparse.Namespace) -> None:
     if args.json:
         print_json(
             {
-                "bundle": str(args.bundle), "latency_ms": args.latency_ms,
+                "bundle": str(args.bundle),
+                "latency_ms": args.latency_ms,
                 "model": planner.model.to_json(),
                 "accuracy": planner.frontier and planner.frontier.data,
                 "plans": [p.to_json() for p in plans],
             }
-        )  # fmt: skip
+        )
     else:
         say(*plan_text(planner, plans))
 

@@ -25,53 +25,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `quantize`."""
     add_bundle_argument(parser, help="with fp32 graphs")
     parser.add_argument(
-        "--recipe", required=True, metavar="R", choices=RECIPES,
+        "--recipe",
+        required=True,
+        metavar="R",
+        choices=RECIPES,
         help="fp16: everything that half can hold; int8: linear layers, weights and activations; "
         "int4-llm: the language model's weights; int8+int4-llm: both; fp8: linear layers, for "
         "TensorRT on sm 8.9 and later. All but fp16 need `geomag-edge calibrate` before",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--data", metavar="SET",
+        "--data",
+        metavar="SET",
         help="questions to judge by, as in `eval`: scenes:SEED:COUNT[:SIZE] or a folder; needed "
         "unless the model was never trained",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--engine", action="append", metavar="E",
+        "--engine",
+        action="append",
+        metavar="E",
         help="judge on this engine; may be given again (default: ort-cpu)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--max-miou-drop", type=points, default=0.5, metavar="POINTS",
+        "--max-miou-drop",
+        type=points,
+        default=0.5,
+        metavar="POINTS",
         help="of 100, of masks' and of boxes' mIoU, against fp32 (default: 0.5)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--min-agreement", type=share, default=0.99, metavar="SHARE",
+        "--min-agreement",
+        type=share,
+        default=0.99,
+        metavar="SHARE",
         help="of answers with fp32's words and found boxes (default: 0.99)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--method", choices=("mse", "minmax", "percentile", "entropy"),
+        "--method",
+        choices=("mse", "minmax", "percentile", "entropy"),
         help="the calibrator (default: what `calibrate` chose)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="GRAPH/NODE",
+        "--keep",
+        action="append",
+        default=[],
+        metavar="GRAPH/NODE",
         help="a node that stays wide (int4: gets 8 bits); * and ? match; may be given again",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--relax", action="store_true",
+        "--relax",
+        action="store_true",
         help="where the gate refuses, give back the noisiest layers (int4: to 8 bits) until it "
         "passes; the report names them",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--search", metavar="E", choices=("ort-cpu", "openvino"),
+        "--search",
+        metavar="E",
+        choices=("ort-cpu", "openvino"),
         help="measure every layer's loss and its time on this engine, and quantise those alone "
         "that gain time and that the gate lets pass",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--plot", type=path, metavar="PNG", help="with --search: time gained against loss"
     )
     parser.add_argument(
-        "-o", "--output", type=path, metavar="SLIM",
+        "-o",
+        "--output",
+        type=path,
+        metavar="SLIM",
         help="also write a bundle with this precision alone, to ship to a device",
-    )  # fmt: skip
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing SLIM")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
 
@@ -174,10 +196,17 @@ def layer_table(found: Search) -> list[str]:
     """The layers that cost most, and whether they stay wide."""
     wide = set(found.wide)
     rows = [
-        (x.graph, x.node, f"{x.error:.1e}", f"{x.miou_drop:+.2f}", f"{x.changed:.1%}",
-         f"{x.gain_ms:+.2f}", "wide" if (x.graph, x.node) in wide else "narrow")
+        (
+            x.graph,
+            x.node,
+            f"{x.error:.1e}",
+            f"{x.miou_drop:+.2f}",
+            f"{x.changed:.1%}",
+            f"{x.gain_ms:+.2f}",
+            "wide" if (x.graph, x.node) in wide else "narrow",
+        )
         for x in sorted(found.layers, key=lambda x: x.loss, reverse=True)[:BLAMED]
-    ]  # fmt: skip
+    ]
     head = ("graph", "node", "error", "mIoU drop", "answers changed", "ms gained", "")
     return table(head, rows)
 

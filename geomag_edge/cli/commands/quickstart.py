@@ -33,9 +33,13 @@ UNTRAINED = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `quickstart`."""
     parser.add_argument(
-        "-o", "--output", type=path, default=Path("geomag-quickstart"), metavar="DIR",
+        "-o",
+        "--output",
+        type=path,
+        default=Path("geomag-quickstart"),
+        metavar="DIR",
         help="where everything goes (default: geomag-quickstart)",
-    )  # fmt: skip
+    )
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -82,9 +86,11 @@ def execute(args: argparse.Namespace) -> None:
             told(*TRAINED[:-1], f"{TRAINED[-1]} {checkpoint / 'README.md'}", "")
         for level, prompt, forced in QUESTIONS:
             result = session.ask(
-                prompt, budget=level if untrained else None,
-                max_new_tokens=8 if untrained else 64, answer_prefix=forced if untrained else "",
-            )  # fmt: skip
+                prompt,
+                budget=level if untrained else None,
+                max_new_tokens=8 if untrained else 64,
+                answer_prefix=forced if untrained else "",
+            )
             answer = describe(result, scene)
             files = write(session, result, answer, out / level)
             answers.append(answer | {"files": {k: str(v) for k, v in files.items()}})

@@ -29,26 +29,31 @@ IMAGE_HELP = "PNG, JPEG, GeoTIFF, ...: a path, a URL, or another name that GDAL 
 def add_nodata_argument(parser: argparse.ArgumentParser) -> None:
     """The argument that says which value of an image means no data."""
     parser.add_argument(
-        "--nodata", type=number, metavar="V",
+        "--nodata",
+        type=number,
+        metavar="V",
         help="the value, as stored, of pixels without data, where the image does not say it "
         "(--nodata=-9999)",
-    )  # fmt: skip
+    )
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that choose what runs the graphs."""
     parser.add_argument(
-        "--engine", default="ort-cpu", metavar="E",
+        "--engine",
+        default="ort-cpu",
+        metavar="E",
         help="ort-cpu (default), openvino, torch; auto: for each graph the fastest on this "
         "machine, measured once and remembered",
-    )  # fmt: skip
+    )
     parser.add_argument("--remeasure", action="store_true", help="with --engine auto: measure anew")
     parser.add_argument(
-        "--precision", metavar="P",
+        "--precision",
+        metavar="P",
         help="which graphs of the bundle: fp32, fp16, ... (default: fp32, or the only one); with "
         "--engine openvino or auto, bf16 runs the fp32 graphs in bfloat16, int8+bf16 the rest of "
         "the int8 ones; with --engine auto, auto takes the fastest for each graph",
-    )  # fmt: skip
+    )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
     parser.add_argument(
         "--checkpoint", type=path, metavar="DIR", help="the bundle's checkpoint, for --engine torch"
@@ -61,39 +66,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("prompt", type=text, metavar="PROMPT")
     parser.add_argument(
-        "-o", "--output", type=path, metavar="DIR",
+        "-o",
+        "--output",
+        type=path,
+        metavar="DIR",
         help="write answer.json, masks.tif, masks.geojson and overlay.png here",
-    )  # fmt: skip
+    )
     add_engine_arguments(parser)
     parser.add_argument(
-        "--budget", metavar="B",
+        "--budget",
+        metavar="B",
         help="tokens to spend: a level (image, region, pixel), G+KxC (12+4x8), G alone, or Nt "
         "(200t: at most so many); "
         "default: what the model's router asks for",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--latency-ms", type=milliseconds, metavar="L",
+        "--latency-ms",
+        type=milliseconds,
+        metavar="L",
         help="the best budget that answers in this time, from the machine's own measurement (made "
         "now if there is none); crops and words are given up rather than be late",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--sweep", type=positive, metavar="PX",
+        "--sweep",
+        type=positive,
+        metavar="PX",
         help="also look for the answer's masks in views of PX pixels over the whole image, where "
         "PSC sees something of the prompt: for all of many small objects in a large scene; "
         "which one is the largest or lowest a view cannot tell",
-    )  # fmt: skip
+    )
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
     parser.add_argument(
-        "--answer-prefix", type=text, default="", metavar="TEXT",
+        "--answer-prefix",
+        type=text,
+        default="",
+        metavar="TEXT",
         help="start the answer with this; '[SEG]' asks for a mask whatever the model would say",
-    )  # fmt: skip
+    )
     parser.add_argument("--bands", metavar="R,G,B", help="1-based band numbers, or one")
     parser.add_argument(
-        "--range", metavar="LOW,HIGH", dest="value_range",
+        "--range",
+        metavar="LOW,HIGH",
+        dest="value_range",
         help="stored values shown as black and white, for other types than uint8; six numbers: a "
         "pair each for red, green and blue; default: each band's 2nd to 98th percentile "
         "(--range=-25,0 if it begins with a minus)",
-    )  # fmt: skip
+    )
     add_nodata_argument(parser)
 
 
@@ -226,9 +244,15 @@ def write(session: Any, result: Result, answer: dict[str, Any], out: Path) -> di
     from geomag_edge.runtime.answers.outputs import write_outputs
 
     return write_outputs(
-        out, session.scene, answer, result.masks, result.relevance, result.view_box,
-        result.crop_boxes, [result.prompt] * len(result.masks),
-    )  # fmt: skip
+        out,
+        session.scene,
+        answer,
+        result.masks,
+        result.relevance,
+        result.view_box,
+        result.crop_boxes,
+        [result.prompt] * len(result.masks),
+    )
 
 
 def print_answer(answer: dict[str, Any]) -> None:

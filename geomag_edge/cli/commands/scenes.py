@@ -13,17 +13,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=path, required=True, metavar="DIR")
     parser.add_argument("--count", type=positive, default=6, metavar="N", help="scenes (default 6)")
     parser.add_argument(
-        "--size", type=positive, metavar="PX",
+        "--size",
+        type=positive,
+        metavar="PX",
         help="side of every scene, 64 to 32768; default: 512, 1024 and 2048 in turns",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--seed", type=seed, default=0, metavar="S",
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="S",
         help="of the set, default 0: the scenes are those of `eval --data scenes:S:N[:PX]`",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--questions", type=positive, metavar="N",
+        "--questions",
+        type=positive,
+        metavar="N",
         help="questions of each level and scene (default 4, as in `eval --data scenes:..`)",
-    )  # fmt: skip
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing folder")
 
 
@@ -38,10 +45,12 @@ def execute(args: argparse.Namespace) -> None:
     if args.json:
         print_json(
             {
-                "folder": str(args.output), "set": dataset.name, "scenes": len(dataset),
+                "folder": str(args.output),
+                "set": dataset.name,
+                "scenes": len(dataset),
                 "questions": questions,
             }
-        )  # fmt: skip
+        )
     else:
         say(
             f"{len(dataset)} scenes with {questions} questions ({dataset.name}) written to "

@@ -14,9 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `sign`."""
     add_bundle_argument(parser)
     parser.add_argument(
-        "--key", type=path, required=True, metavar="KEY",
+        "--key",
+        type=path,
+        required=True,
+        metavar="KEY",
         help="the private ed25519 key's file, as openssl or ssh-keygen makes it",
-    )  # fmt: skip
+    )
 
 
 def execute(args: argparse.Namespace) -> None:

@@ -47,23 +47,46 @@ def execute(args: argparse.Namespace) -> None:
         )
         return
     rows = [
-        (t.name, _versions(t), t.opset, t.attention, " ".join(t.dtypes), t.plugins, t.profiles,
-         " ".join(t.sm) or "-")
+        (
+            t.name,
+            _versions(t),
+            t.opset,
+            t.attention,
+            " ".join(t.dtypes),
+            t.plugins,
+            t.profiles,
+            " ".join(t.sm) or "-",
+        )
         for t in catalog.targets.values()
-    ]  # fmt: skip
-    say(*table(("target", "TensorRT", "opset", "attention", "dtypes", "plugins", "profiles",
-                 "sm"), rows))  # fmt: skip
+    ]
+    say(
+        *table(
+            ("target", "TensorRT", "opset", "attention", "dtypes", "plugins", "profiles", "sm"),
+            rows,
+        )
+    )
     say("")
     devices = [
-        (d.name, d.sm, d.fp16_tflops, d.int8_tops or "-", d.gb_s, d.gb,
-         "/".join(f"{w:g}" for w in d.watts), " ".join(d.targets))
+        (
+            d.name,
+            d.sm,
+            d.fp16_tflops,
+            d.int8_tops or "-",
+            d.gb_s,
+            d.gb,
+            "/".join(f"{w:g}" for w in d.watts),
+            " ".join(d.targets),
+        )
         for d in catalog.devices.values()
-    ]  # fmt: skip
-    say(*table(("device", "sm", "FP16 TFLOP/s", "INT8 TOPS", "GB/s", "GB", "W", "targets"),
-                devices))  # fmt: skip
+    ]
+    say(
+        *table(("device", "sm", "FP16 TFLOP/s", "INT8 TOPS", "GB/s", "GB", "W", "targets"), devices)
+    )
     say("")
-    say(f"this machine: {here['saw']}; --target auto exports for {here['export']} and builds for "
-          f"{here['build']}")  # fmt: skip
+    say(
+        f"this machine: {here['saw']}; --target auto exports for {here['export']} and builds for "
+        f"{here['build']}"
+    )
 
 
 def _versions(target: Target) -> str:

@@ -98,25 +98,50 @@ class Builder:
         return x < -reach or y < -reach or x > size + reach or y > size + reach
 
     def _item(
-        self, shape: str, layer: int, u: float, v: float, heading: float,
-        dims_m: tuple[float, float, float], rgb: tuple[int, int, int], material: int,
-    ) -> Item | None:  # fmt: skip
+        self,
+        shape: str,
+        layer: int,
+        u: float,
+        v: float,
+        heading: float,
+        dims_m: tuple[float, float, float],
+        rgb: tuple[int, int, int],
+        material: int,
+    ) -> Item | None:
         x, y = self.frame.point(u, v)
         gsd = self.frame.gsd_m
         length, width, height = (d / gsd for d in dims_m)
         if self._outside(x, y, 0.5 * math.hypot(length, width) + height * 1.2):
             return None
         item = Item(
-            0, shape, layer, x, y, self.frame.heading(u, v, heading),
-            max(length, 0.5), max(width, 0.5), height, rgb, self.rng.getrandbits(24), material,
-        )  # fmt: skip
+            0,
+            shape,
+            layer,
+            x,
+            y,
+            self.frame.heading(u, v, heading),
+            max(length, 0.5),
+            max(width, 0.5),
+            height,
+            rgb,
+            self.rng.getrandbits(24),
+            material,
+        )
         self.items.append(item)
         return item
 
     def stamp(
-        self, cls: str, shape: str, layer: int, u: float, v: float, heading: float,
-        dims_m: tuple[float, float, float], colour: str, size: str,
-    ) -> Thing | None:  # fmt: skip
+        self,
+        cls: str,
+        shape: str,
+        layer: int,
+        u: float,
+        v: float,
+        heading: float,
+        dims_m: tuple[float, float, float],
+        colour: str,
+        size: str,
+    ) -> Thing | None:
         """Adds a rigid object of length, width and height in metres; None if out of the picture."""
         rgb = self.rgb(cls, colour)
         item = self._item(shape, layer, u, v, heading, dims_m, rgb, catalog.CONCRETE)
@@ -128,10 +153,17 @@ class Builder:
         return thing
 
     def decor(
-        self, shape: str, layer: int, u: float, v: float, heading: float,
-        dims_m: tuple[float, float, float], rgb: tuple[int, int, int],
-        material: int = catalog.PAINT, owner: Thing | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        shape: str,
+        layer: int,
+        u: float,
+        v: float,
+        heading: float,
+        dims_m: tuple[float, float, float],
+        rgb: tuple[int, int, int],
+        material: int = catalog.PAINT,
+        owner: Thing | None = None,
+    ) -> None:
         """Adds a rigid thing that is no object, or a detail of the object `owner`."""
         item = self._item(shape, layer, u, v, heading, dims_m, rgb, material)
         if item is not None and owner is not None:
@@ -148,9 +180,14 @@ class Builder:
         return out
 
     def area(
-        self, points: list[tuple[float, float]], layer: int, rgb: tuple[int, int, int],
-        material: int, owner: Thing | None = None, step_m: float = 60.0,
-    ) -> bool:  # fmt: skip
+        self,
+        points: list[tuple[float, float]],
+        layer: int,
+        rgb: tuple[int, int, int],
+        material: int,
+        owner: Thing | None = None,
+        step_m: float = 60.0,
+    ) -> bool:
         """Adds a polygon; says whether it may be in the picture."""
         outline = self.outline(points, step_m)
         xs, ys = zip(*outline, strict=True)
@@ -165,9 +202,15 @@ class Builder:
         return True
 
     def area_thing(
-        self, cls: str, points: list[tuple[float, float]], layer: int, colour: str, size: str,
-        rgb: tuple[int, int, int], material: int,
-    ) -> Thing | None:  # fmt: skip
+        self,
+        cls: str,
+        points: list[tuple[float, float]],
+        layer: int,
+        colour: str,
+        size: str,
+        rgb: tuple[int, int, int],
+        material: int,
+    ) -> Thing | None:
         """Adds a polygon that is an object."""
         thing = self.thing(cls, colour, size, 0.0)
         if not self.area(points, layer, rgb, material, thing):
@@ -229,9 +272,15 @@ class Builder:
         return thing
 
     def _lane_marks(
-        self, thing: Thing, ua: float, va: float, ub: float, vb: float, heading: float,
+        self,
+        thing: Thing,
+        ua: float,
+        va: float,
+        ub: float,
+        vb: float,
+        heading: float,
         width_m: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         span = math.hypot(ub - ua, vb - va)
         paint = (196, 196, 188)
         for k in range(int(span / 12.0)):
@@ -263,9 +312,15 @@ class Builder:
         return made
 
     def traffic(
-        self, u0: float, v0: float, u1: float, v1: float, width_m: float, spacing_m: float,
+        self,
+        u0: float,
+        v0: float,
+        u1: float,
+        v1: float,
+        width_m: float,
+        spacing_m: float,
         place: str = "road",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Vehicles on a road, in both lanes, on average one every `spacing_m`."""
         length = math.hypot(u1 - u0, v1 - v0)
         heading = math.atan2(v1 - v0, u1 - u0)
@@ -290,9 +345,17 @@ class Builder:
         return True
 
     def building(
-        self, cell: Cell, u: float, v: float, du: float, dv: float, shape: str = "flat",
-        colour: str = "", height_m: float = 7.0, yard_m: float = 0.0,
-    ) -> Thing | None:  # fmt: skip
+        self,
+        cell: Cell,
+        u: float,
+        v: float,
+        du: float,
+        dv: float,
+        shape: str = "flat",
+        colour: str = "",
+        height_m: float = 7.0,
+        yard_m: float = 0.0,
+    ) -> Thing | None:
         """A building of du x dv metres if the place is free, on a paved yard if it has one."""
         area_m2 = du * dv
         if 260 < area_m2 < 560:  # the gap between small and large
@@ -337,9 +400,15 @@ class Builder:
                            (d, d, 0.9 * d), colour or self.rng.choice(palette), size)  # fmt: skip
 
     def parking(
-        self, cell: Cell, u0: float, v0: float, u1: float, v1: float, fill: float,
+        self,
+        cell: Cell,
+        u0: float,
+        v0: float,
+        u1: float,
+        v1: float,
+        fill: float,
         large: float = 0.0,
-    ) -> Thing | None:  # fmt: skip
+    ) -> Thing | None:
         """A parking lot: double rows of bays along u, a share `fill` of them with a vehicle."""
         if not cell.take((u0 + u1) / 2, (v0 + v1) / 2, u1 - u0, v1 - v0):
             return None
@@ -357,8 +426,16 @@ class Builder:
         while v + depth < v1:
             for k in range(int((u1 - u0 - 3.0) / bay)):
                 u = u0 + 1.5 + k * bay
-                self.decor("slab", MARK, u, v + depth / 2, heading, (depth, 0.18, 0),
-                           (190, 190, 184), owner=lot)  # fmt: skip
+                self.decor(
+                    "slab",
+                    MARK,
+                    u,
+                    v + depth / 2,
+                    heading,
+                    (depth, 0.18, 0),
+                    (190, 190, 184),
+                    owner=lot,
+                )
                 if self.rng.random() < fill:
                     turn = heading + (math.pi if self.rng.random() < 0.5 else 0.0)
                     self.vehicle(u + bay / 2, v + depth / 2, turn, lorries, "parking lot")

@@ -53,8 +53,17 @@ def ship(
     if not cell.take(u, v, du, dv, 0.6):
         return None
     colour = b.rng.choice(catalog.CLASS_COLOURS["ship"])
-    made = b.stamp("ship", "ship", MIDDLE, u, v, heading, (length, width, 0.09 * length + 1),
-                   colour, "large" if large else "small")  # fmt: skip
+    made = b.stamp(
+        "ship",
+        "ship",
+        MIDDLE,
+        u,
+        v,
+        heading,
+        (length, width, 0.09 * length + 1),
+        colour,
+        "large" if large else "small",
+    )
     if made and not large and b.rng.random() < 0.2:  # a wake
         b.decor("slab", PIER, u - 0.9 * length * math.cos(heading),
                 v - 0.9 * length * math.sin(heading), heading, (0.8 * length, 0.35 * width, 0),
@@ -93,10 +102,18 @@ def harbour(b: Builder, c: Cell, coast: float | None = None) -> None:
     # In a mosaic the quays of neighbours line up.
     quay = QUAY_M if coast is not None else rng.uniform(26, 40)
     concrete = shade(catalog.CONCRETE_RGB, rng.uniform(0.84, 1.0))
-    b.area([(c.u0, v_sea - quay), (c.u1, v_sea - quay), (c.u1, v_sea), (c.u0, v_sea)], PAD,
-           concrete, catalog.CONCRETE)  # fmt: skip
-    b.area([(c.u0, v_sea - 1.6), (c.u1, v_sea - 1.6), (c.u1, v_sea), (c.u0, v_sea)], PIER,
-           shade(concrete, 0.7), catalog.CONCRETE)  # fmt: skip
+    b.area(
+        [(c.u0, v_sea - quay), (c.u1, v_sea - quay), (c.u1, v_sea), (c.u0, v_sea)],
+        PAD,
+        concrete,
+        catalog.CONCRETE,
+    )
+    b.area(
+        [(c.u0, v_sea - 1.6), (c.u1, v_sea - 1.6), (c.u1, v_sea), (c.u0, v_sea)],
+        PIER,
+        shade(concrete, 0.7),
+        catalog.CONCRETE,
+    )
     water = Cell(c.u0, v_sea, c.u1, c.v1, rng, c.taken)
     busy = rng.choice((0.15, 0.4, 0.65, 0.9))
     count = rng.choice((0, 1, 1, 2, 2, 3))
@@ -119,13 +136,28 @@ def harbour(b: Builder, c: Cell, coast: float | None = None) -> None:
 
 
 def _pier_with_ships(
-    b: Builder, water: Cell, u: float, v_sea: float, width: float, reach: float, room: float,
+    b: Builder,
+    water: Cell,
+    u: float,
+    v_sea: float,
+    width: float,
+    reach: float,
+    room: float,
     busy: float,
-) -> None:  # fmt: skip
+) -> None:
     rng = b.rng
     length = reach * rng.uniform(0.6, 0.95)
-    b.stamp("pier", "pier", PIER, u, v_sea + length / 2 - 1, math.pi / 2, (length + 2, width, 2.5),
-            "grey", "large" if length > 60 else "small")  # fmt: skip
+    b.stamp(
+        "pier",
+        "pier",
+        PIER,
+        u,
+        v_sea + length / 2 - 1,
+        math.pi / 2,
+        (length + 2, width, 2.5),
+        "grey",
+        "large" if length > 60 else "small",
+    )
     water.block(u - width / 2, v_sea, u + width / 2, v_sea + length)
     if rng.random() < 0.4:
         b.traffic(u, v_sea + 4, u, v_sea + length - 4, width * 0.8, 40, "pier")
@@ -163,8 +195,15 @@ def _quay_side(b: Builder, c: Cell, v_sea: float, quay: float) -> None:
     if rng.random() < 0.6:
         u = c.u0 + rng.uniform(0.1, 0.4) * c.w
         while u < c.u1 - 0.1 * c.w:
-            b.decor("crane", HIGH, u, v_sea + 2, math.pi / 2, (38, 12, 22),
-                    rng.choice(((196, 168, 60), (70, 100, 150), (170, 72, 56))))  # fmt: skip
+            b.decor(
+                "crane",
+                HIGH,
+                u,
+                v_sea + 2,
+                math.pi / 2,
+                (38, 12, 22),
+                rng.choice(((196, 168, 60), (70, 100, 150), (170, 72, 56))),
+            )
             u += rng.uniform(45, 110)
     hues = ((150, 66, 52), (62, 92, 138), (176, 150, 84), (96, 124, 92), (150, 150, 150))
     u = c.u0 + rng.uniform(0.05, 0.3) * c.w
@@ -180,9 +219,17 @@ def _quay_side(b: Builder, c: Cell, v_sea: float, quay: float) -> None:
         u += cols * 6.4 + rng.uniform(8, 70)
     depth = v_road - 10 - c.v0
     land = Cell(c.u0, c.v0, c.u1, v_road - 6, rng, c.taken)
-    b.area([(c.u0, v_road - min(depth, 95)), (c.u1, v_road - min(depth, 95)), (c.u1, v_road),
-            (c.u0, v_road)], 0, shade(catalog.CONCRETE_RGB, rng.uniform(0.68, 0.85)),
-           catalog.GRAVEL)  # fmt: skip
+    b.area(
+        [
+            (c.u0, v_road - min(depth, 95)),
+            (c.u1, v_road - min(depth, 95)),
+            (c.u1, v_road),
+            (c.u0, v_road),
+        ],
+        0,
+        shade(catalog.CONCRETE_RGB, rng.uniform(0.68, 0.85)),
+        catalog.GRAVEL,
+    )
     if rng.random() < 0.65:
         size = rng.choice(catalog.SIZES)
         d = catalog.TANK_DIAMETER_M[size][1] * 1.5
@@ -203,8 +250,12 @@ def _quay_side(b: Builder, c: Cell, v_sea: float, quay: float) -> None:
 def farmland(b: Builder, c: Cell) -> None:
     """Fields of several crops between tracks, hedges and a farm."""
     rng = b.rng
-    b.area([(c.u0, c.v0), (c.u1, c.v0), (c.u1, c.v1), (c.u0, c.v1)], 0,
-           shade(b.ground["grass"], rng.uniform(0.85, 1.0)), catalog.GRASS)  # fmt: skip
+    b.area(
+        [(c.u0, c.v0), (c.u1, c.v0), (c.u1, c.v1), (c.u0, c.v1)],
+        0,
+        shade(b.ground["grass"], rng.uniform(0.85, 1.0)),
+        catalog.GRASS,
+    )
     track = rng.random() < 0.7
     u_track = c.u + rng.uniform(-0.2, 0.2) * c.w
     if track:
@@ -274,8 +325,12 @@ def forest(b: Builder, c: Cell) -> None:
         u, v = c.u + rng.uniform(-0.3, 0.3) * c.w, c.v + rng.uniform(-0.3, 0.3) * c.h
         if c.take(u, v, 2.8 * r, 2.8 * r):
             points = blob(rng, u, v, r, 0.8 * r)
-            b.area([(u + 1.12 * (p - u), v + 1.12 * (q - v)) for p, q in points], FIELD,
-                   b.ground["grass"], catalog.GRASS)  # fmt: skip
+            b.area(
+                [(u + 1.12 * (p - u), v + 1.12 * (q - v)) for p, q in points],
+                FIELD,
+                b.ground["grass"],
+                catalog.GRASS,
+            )
             pond = body_of_water(b, points, "small")
             if pond is not None:  # above the wood it lies in
                 for item in b.items[-3:]:
@@ -297,8 +352,15 @@ def _wood(b: Builder, u0: float, v0: float, u1: float, v1: float) -> None:
             points.append((ua + (ub - ua) * t + rng.uniform(-2.5, 2.5),
                            va + (vb - va) * t + rng.uniform(-2.5, 2.5)))  # fmt: skip
     brown = b.look.season in ("autumn", "winter")
-    b.area_thing("forest", points, FIELD, "brown" if brown else "green", "large",
-                 shade(b.ground["forest"], rng.uniform(0.9, 1.1)), catalog.FOREST)  # fmt: skip
+    b.area_thing(
+        "forest",
+        points,
+        FIELD,
+        "brown" if brown else "green",
+        "large",
+        shade(b.ground["forest"], rng.uniform(0.9, 1.1)),
+        catalog.FOREST,
+    )
 
 
 def lake(b: Builder, c: Cell) -> None:

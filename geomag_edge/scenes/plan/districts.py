@@ -25,8 +25,15 @@ def tank_rows(b: Builder, cell: Cell, u: float, v: float, rows: int, cols: int, 
         (u + du / 2, v + dv / 2), (u - du / 2, v + dv / 2),
     ]  # fmt: skip
     b.area(corners, PAD, shade((168, 158, 140), rng.uniform(0.85, 1.05)), catalog.GRAVEL)
-    palette = rng.choice((("white",), ("white", "grey"), ("white", "green"), ("white", "orange"),
-                          ("grey", "green", "white")))  # fmt: skip
+    palette = rng.choice(
+        (
+            ("white",),
+            ("white", "grey"),
+            ("white", "green"),
+            ("white", "orange"),
+            ("grey", "green", "white"),
+        )
+    )
     for row in range(rows):
         for col in range(cols):
             if rng.random() < 0.12:
@@ -40,9 +47,12 @@ def industrial(b: Builder, c: Cell) -> None:
     """Tanks, warehouses and lorry parks along a service road."""
     rng = b.rng
     yard = shade(catalog.CONCRETE_RGB, rng.uniform(0.7, 0.9))
-    b.area([(c.u0, c.v0), (c.u1, c.v0), (c.u1, c.v1), (c.u0, c.v1)], 0,
-           rng.choice((yard, b.ground["grass"], (150, 142, 124))),
-           rng.choice((catalog.CONCRETE, catalog.GRAVEL)))  # fmt: skip
+    b.area(
+        [(c.u0, c.v0), (c.u1, c.v0), (c.u1, c.v1), (c.u0, c.v1)],
+        0,
+        rng.choice((yard, b.ground["grass"], (150, 142, 124))),
+        rng.choice((catalog.CONCRETE, catalog.GRAVEL)),
+    )
     v_road = c.v + rng.uniform(-0.06, 0.06) * c.h
     b.road(c.u0, v_road, c.u1, v_road, 9.5)
     c.block(c.u0, v_road - 6, c.u1, v_road + 6)
@@ -94,8 +104,14 @@ def residential(b: Builder, c: Cell) -> None:
     rng = b.rng
     pitch = rng.uniform(64, 86)
     width = rng.choice((6.0, 7.0, 8.0))
-    roofs = rng.choice((("brown", "red", "grey"), ("grey", "white"), ("red", "brown"),
-                        ("brown", "grey", "white", "blue")))  # fmt: skip
+    roofs = rng.choice(
+        (
+            ("brown", "red", "grey"),
+            ("grey", "white"),
+            ("red", "brown"),
+            ("brown", "grey", "white", "blue"),
+        )
+    )
     cross = c.u + rng.uniform(-0.25, 0.25) * c.w
     b.road(cross, c.v0, cross, c.v1, width)
     c.block(cross - width, c.v0, cross + width, c.v1)
@@ -140,8 +156,14 @@ def commercial(b: Builder, c: Cell) -> None:
             span = rng.uniform(60, 110)
             depth = rng.uniform(24, 44)
             lot_v = v_road + side * (10 + depth / 2)
-            b.parking(c, u, lot_v - depth / 2, u + span - 8, lot_v + depth / 2,
-                      rng.choice((0.05, 0.15, 0.3, 0.55)))  # fmt: skip
+            b.parking(
+                c,
+                u,
+                lot_v - depth / 2,
+                u + span - 8,
+                lot_v + depth / 2,
+                rng.choice((0.05, 0.15, 0.3, 0.55)),
+            )
             tall = rng.uniform(28, 52)
             at = v_road + side * (14 + depth + tall / 2)
             long = span * rng.uniform(0.7, 0.9)
@@ -159,8 +181,15 @@ def solar_farm(b: Builder, c: Cell) -> None:
     u_track = c.u + rng.uniform(-0.15, 0.15) * c.w
     b.road(u_track, c.v0, u_track, c.v1, 5.0, dirt=True)
     c.block(u_track - 5, c.v0, u_track + 5, c.v1)
-    b.building(c, u_track + rng.choice((-1, 1)) * 14, c.v + rng.uniform(-0.3, 0.3) * c.h,
-               rng.uniform(9, 15), 7.0, "flat", height_m=3.5)  # fmt: skip
+    b.building(
+        c,
+        u_track + rng.choice((-1, 1)) * 14,
+        c.v + rng.uniform(-0.3, 0.3) * c.h,
+        rng.uniform(9, 15),
+        7.0,
+        "flat",
+        height_m=3.5,
+    )
     colour = rng.choice(catalog.CLASS_COLOURS["solar panel"])
     length, width = rng.uniform(18, 42), rng.uniform(3.6, 6.5)
     pitch = width + rng.uniform(4.0, 8.0)
@@ -226,16 +255,25 @@ def airport(b: Builder, c: Cell) -> None:
                 _aircraft(b, u, at, -math.pi / 2 + rng.uniform(-0.06, 0.06), length, size)
             elif rng.random() < 0.4:
                 b.vehicle(u, v_top + 6, 0.0, rng.random() < 0.3)
-            b.decor("slab", MARK, u, v_top + depth / 2, math.pi / 2, (depth - 4, 0.4, 0),
-                    (200, 172, 78))  # fmt: skip
+            b.decor(
+                "slab", MARK, u, v_top + depth / 2, math.pi / 2, (depth - 4, 0.4, 0), (200, 172, 78)
+            )
             u += length_max * rng.uniform(1.12, 1.3)
     if rng.random() < 0.35:
         length = rng.uniform(*catalog.AIRCRAFT_LENGTH_M[size])
         _aircraft(b, c.u + rng.uniform(-0.3, 0.3) * c.w, rng.choice((v_run, v_taxi)),
                   rng.choice((0.0, math.pi)), length, size)  # fmt: skip
     hall = rng.uniform(18, 30)
-    b.building(c, c.u - 0.1 * c.w, v_top - hall / 2 - 4, rng.uniform(60, 100), hall, "flat",
-               rng.choice(("white", "grey", "blue")), 12.0)  # fmt: skip
+    b.building(
+        c,
+        c.u - 0.1 * c.w,
+        v_top - hall / 2 - 4,
+        rng.uniform(60, 100),
+        hall,
+        "flat",
+        rng.choice(("white", "grey", "blue")),
+        12.0,
+    )
     for _ in range(8):
         hangar = rng.uniform(24, 42)
         b.building(c, rng.uniform(c.u0, c.u1), v_top - hangar / 2 - rng.uniform(3, 30), hangar,
@@ -245,11 +283,11 @@ def airport(b: Builder, c: Cell) -> None:
     b.road(c.u0, v_road, c.u1, v_road, 9.5)
     c.block(c.u0, v_road - 6, c.u1, v_road + 6)
     b.traffic(c.u0, v_road, c.u1, v_road, 9.5, rng.uniform(40, 120))
-    b.trees(Cell(c.u0, c.v0, c.u1, max(c.v0 + 10, v_road - 8), rng, c.taken),
-            int(c.w * c.h / 2500))  # fmt: skip
+    b.trees(Cell(c.u0, c.v0, c.u1, max(c.v0 + 10, v_road - 8), rng, c.taken), int(c.w * c.h / 2500))
 
 
 def _aircraft(b: Builder, u: float, v: float, heading: float, length: float, size: str) -> None:
     colour = b.rng.choice(("white", "white", "grey", "blue", "red"))
-    b.stamp("aircraft", "aircraft", MIDDLE, u, v, heading, (length, length, 0.1 * length), colour,
-            size)  # fmt: skip
+    b.stamp(
+        "aircraft", "aircraft", MIDDLE, u, v, heading, (length, length, 0.1 * length), colour, size
+    )

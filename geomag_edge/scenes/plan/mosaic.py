@@ -138,9 +138,13 @@ def _place_airports(
 
 
 def _main_roads(
-    builder: Builder, us: list[float], vs: list[float], grid: dict[Key, str],
-    merged: dict[Key, tuple[Key, Key]], coast: float,
-) -> None:  # fmt: skip
+    builder: Builder,
+    us: list[float],
+    vs: list[float],
+    grid: dict[Key, str],
+    merged: dict[Key, tuple[Key, Key]],
+    coast: float,
+) -> None:
     """Roads along the borders of districts, one object for each straight run on land."""
     dry = {key for key, kind in grid.items() if kind not in ("sea", "harbour")}
     for axis in (0, 1):

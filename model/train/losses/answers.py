@@ -27,9 +27,7 @@ def answer_part(
     )
 
 
-def _rights(
-    packed: Packed, visits: list[Visit], right: Tensor, heavy: Tensor
-) -> dict[str, float]:  # fmt: skip
+def _rights(packed: Packed, visits: list[Visit], right: Tensor, heavy: Tensor) -> dict[str, float]:
     """Shares that are right: the first token of image-level answers, by kind and as
     `word_accuracy`, descriptions as a whole, and the hundreds of boxes."""
     seen: dict[str, list[float]] = defaultdict(list)

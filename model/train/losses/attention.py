@@ -22,9 +22,15 @@ NAME = "geomag_plain"
 
 
 def plain_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float, dropout: float = 0.0, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """query [B,H,T,D], key and value [B,Hkv,N,D], mask [B,1,T,N] to add -> [B,T,H,D]."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:

@@ -52,9 +52,13 @@ def decode_points(
 
 
 def masks_part(
-    head: GeoMagMaskHead, queries: list[tuple[int, Tensor]], masks: list[F32], features: Tensor,
-    views: int, rng: np.random.Generator,
-) -> tuple[Tensor, float]:  # fmt: skip
+    head: GeoMagMaskHead,
+    queries: list[tuple[int, Tensor]],
+    masks: list[F32],
+    features: Tensor,
+    views: int,
+    rng: np.random.Generator,
+) -> tuple[Tensor, float]:
     """The mask loss of some queries in some of their views, and the mean IoU for the log.
 
     Args:

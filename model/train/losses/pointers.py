@@ -120,10 +120,18 @@ class _Boxes:
 
 
 def pointer_loss(
-    watch: Watch, heads: DenseHeads, packed: Packed, visits: list[Visit], boxes: F32,
-    labels: list[ViewLabels], budget: TokenBudget, grid: int, front: int, shared: int,
+    watch: Watch,
+    heads: DenseHeads,
+    packed: Packed,
+    visits: list[Visit],
+    boxes: F32,
+    labels: list[ViewLabels],
+    budget: TokenBudget,
+    grid: int,
+    front: int,
+    shared: int,
     marks: tuple[int | None, int | None, int],
-) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+) -> tuple[Tensor, dict[str, float]]:
     """Looks and boxes of one step, each a mean over its rows, and the four parts for the log.
 
     Args:

@@ -40,8 +40,12 @@ def transform(scene: PooledScene, mirror: bool, flip: bool, transpose: bool) -> 
             continue
         moved = _boxes(
             np.array(question.boxes, np.float64).reshape(-1, 4),
-            mirror, flip, transpose, height, width,
-        )  # fmt: skip
+            mirror,
+            flip,
+            transpose,
+            height,
+            width,
+        )
         prompt = " ".join(words.get(token, token) for token in tokens)
         as_tuples = tuple((b[0], b[1], b[2], b[3]) for b in moved.tolist())
         questions.append(replace(question, prompt=prompt, boxes=as_tuples))

@@ -228,9 +228,14 @@ class CudaDriver:
         from geomag_edge.cpp_ext.cuda import psc_crop_cuda
 
         psc_crop_cuda(
-            image, boxes, mean_std, views.shape[-1], views.dtype.name, out=views,
+            image,
+            boxes,
+            mean_std,
+            views.shape[-1],
+            views.dtype.name,
+            out=views,
             stream=self._stream,
-        )  # fmt: skip
+        )
 
     def sync(self) -> None:
         """See `Driver`."""
