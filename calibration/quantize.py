@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -86,6 +87,19 @@ class Quantized:
             return self.bits.get(node) == 4
         return node in self.quantized.get(graph, ())
 
+    def record(self, method: str | None, keep: Collection[str]) -> dict[str, Any]:
+        """What the manifest keeps of it."""
+        return {
+            "gate": {engine: v.to_json() for engine, v in self.verdicts.items()},
+            "quantized": self.quantized,
+            "bits": self.bits,
+            "given_back": self.given_back,
+            "search": self.search.to_json() if self.search else None,
+            "method": method,
+            "keep": sorted(keep),
+            "notes": self.notes,
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {
@@ -139,72 +153,145 @@ def quantize(
         BundleError: no float32 graphs, or no scales.
         InputError: a trained model and no data.
     """
-    untrained = bundle.manifest.untrained
-    if data is None and not untrained:
-        raise InputError(
-            "a precision is judged by its answers: give --data with a set of questions, such as "
-            "scenes:7:24"
-        )
-    reference: Report | None = None
-    if data is not None and not untrained:
-        progress(f"asking {SOURCE}")
-        with Pipeline.load(bundle, "ort-cpu", SOURCE, threads) as pipe:
-            reference = evaluate(pipe, data)
+    task = _Task(bundle, recipe, data, gate, tuple(engines), method, threads, progress)
+    task.asked()
     try:
         with amended(bundle, f"onnx/{recipe}") as change:
             fitted = None
             if in_4_bits(recipe):
                 fitted = fit_weights(bundle, load_scales(bundle), threads, progress)
             found = None
+            if search_for is not None:
+                write_graphs(change, recipe, method, keep, progress, fitted)
+                found = task.searched(change.bundle, search_for)
+                keep = [*keep, *map(_pattern, found.wide)]
 
             def attempt(back: Sequence[Node] = ()) -> Quantized:
                 """Writes and judges the precision with some layers given back."""
-                given = [f"{graph}/{glob.escape(node)}" for graph, node in back]
                 change.empty()
-                narrow = write_graphs(change, recipe, method, [*keep, *given], progress, fitted)
+                kept = [*keep, *map(_pattern, back)]
+                narrow = write_graphs(change, recipe, method, kept, progress, fitted)
                 result = Quantized(recipe, narrow, *_sizes(change.bundle, recipe), search=found)
                 result.given_back = [f"{graph}/{node}" for graph, node in back]
                 if fitted is not None:
                     result.bits = bits_of(load_ir(change.bundle.graph("llm", recipe)))
-                _measure(
-                    change.bundle, recipe, data, reference, gate, engines, threads, result, progress
-                )
+                task.judged(change.bundle, result)
                 return result
 
-            if search_for is not None:
-                if reference is None or data is None:
-                    raise InputError("a search weighs answers: it needs a trained model and --data")
-                write_graphs(change, recipe, method, keep, progress, fitted)
-                found = _search(
-                    change.bundle, recipe, data, reference, gate, search_for, threads, progress
-                )
-                keep = [*keep, *(f"{graph}/{glob.escape(node)}" for graph, node in found.wide)]
             result = attempt()
             if relax and not result.ok and recipe in CALIBRATED:
-                order = _order(bundle, change.bundle, recipe, method, fitted, threads, progress)
-                order = [key for key in order if result.is_narrow(*key)]
-                result = _relaxed(order, attempt, result)
+                order = task.noisiest(change.bundle, fitted)
+                result = _relaxed([n for n in order if result.is_narrow(*n)], attempt, result)
             if not result.ok:
-                samples = reference_of(bundle)
-                result.blamed = blame(change.bundle, recipe, samples)
+                result.blamed = blame(change.bundle, recipe, reference_of(bundle))
                 raise _Refused(result)
             result.notes += past_tolerance(result.parity)
             change.bundle.manifest.parity[recipe] = {
                 engine: parity.to_json() for engine, parity in result.parity.items()
             }
-            change.bundle.manifest.accuracy[recipe] = {
-                "gate": {engine: v.to_json() for engine, v in result.verdicts.items()},
-                "quantized": result.quantized,
-                "bits": result.bits,
-                "given_back": result.given_back,
-                "search": found.to_json() if found else None,
-                "method": method,
-                "keep": sorted(keep),
-                "notes": result.notes,
-            }
+            change.bundle.manifest.accuracy[recipe] = result.record(method, keep)
     except _Refused as refused:
         return refused.result
     return result
+
+
+def _pattern(node: Node) -> str:
+    """A node as `keep` names it, and no other."""
+    return f"{node[0]}/{glob.escape(node[1])}"
+
+
+@dataclass
+class _Task:
+    """What a precision is made of and judged by; see `quantize` for the fields."""
+
+    bundle: Bundle
+    recipe: str
+    data: Dataset | None
+    gate: Gate
+    engines: tuple[str, ...]
+    method: str | None
+    threads: int | None
+    progress: Callable[[str], None]
+    reference: Report | None = None
+    """What float32 answers; None for a model that was never trained."""
+
+    def asked(self) -> None:
+        """Asks float32.
+
+        Raises:
+            InputError: a trained model and no data.
+        """
+        untrained = self.bundle.manifest.untrained
+        if self.data is None and not untrained:
+            raise InputError(
+                "a precision is judged by its answers: give --data with a set of questions, such "
+                "as scenes:7:24"
+            )
+        if self.data is not None and not untrained:
+            self.progress(f"asking {SOURCE}")
+            with Pipeline.load(self.bundle, "ort-cpu", SOURCE, self.threads) as pipe:
+                self.reference = evaluate(pipe, self.data)
+
+    def judged(self, made: Bundle, result: Quantized) -> None:
+        """Parity and the gate's verdict on every engine, up to the first that refuses.
+
+        Args:
+            made: the bundle with the precision.
+            result: takes both.
+        """
+        samples, recipe = reference_of(made), self.recipe
+        if self.reference is None:
+            result.notes.append(
+                f"never trained: {', '.join(made.manifest.untrained)}; not judged by its answers"
+            )
+        for engine in self.engines:
+            with Pipeline.load(made, engine, recipe, self.threads) as pipe:
+                self.progress(f"parity on {engine}")
+                result.parity[engine] = verify(pipe.chain, samples, TOLERANCES[recipe])
+                if self.reference is None or self.data is None:
+                    continue
+                self.progress(f"asking {recipe} on {engine}")
+                verdict = judge(evaluate(pipe, self.data), self.reference, self.gate)
+                verdict.exact_integers = getattr(pipe.chain.engine, "exact_integers", None)
+            result.verdicts[engine] = verdict
+            if not verdict.ok:
+                self.progress(f"refused on {engine}: {'; '.join(verdict.reasons)}")
+                return
+
+    def noisiest(self, made: Bundle, fitted: Mapping[str, BlockWeight] | None) -> list[Node]:
+        """What to give back first, of the precision that `made` holds."""
+        scales, graph = load_scales(self.bundle), self.bundle.graph("llm", SOURCE)
+
+        def weighing(node: str) -> None:
+            self.progress(f"weighing {node}")
+
+        if fitted:
+            four = {node: weight for node, weight in fitted.items() if weight.bits == 4}
+            losses = layer_losses(graph, scales.spoken, four, self.threads, weighing)
+        else:
+            losses = activation_losses(
+                graph, made, self.recipe, scales.spoken, self.threads, weighing
+            )
+        method = method_of(self.bundle, self.method)
+        return layers_by_noise(self.bundle, self.recipe, SOURCE, scales, method, losses)
+
+    def searched(self, made: Bundle, engine: str) -> Search:
+        """Every layer's loss and gain on an engine, and the choice.
+
+        Raises:
+            InputError: a model that was never trained, or no data.
+        """
+        if self.reference is None or self.data is None:
+            raise InputError("a search weighs answers: it needs a trained model and --data")
+        samples, recipe = reference_of(made), self.recipe
+        self.progress("timing layers")
+        gains = layer_gains(made, SOURCE, samples, engine, self.threads)
+        blamed = blame(made, recipe, samples)
+        few = FirstQuestions(self.data, SEARCH_QUESTIONS)
+        with closing(Probe(made, recipe, few, self.threads)) as probe:
+            layers = measure_layers(probe, gains, blamed, self.progress)
+        with closing(Probe(made, recipe, self.data, self.threads)) as probe:
+            return search(layers, probe, self.reference, self.gate, engine, self.progress)
 
 
 def past_tolerance(parity: Mapping[str, Parity]) -> list[str]:
@@ -243,93 +330,11 @@ def _relaxed(
     return attempt(order[:count])
 
 
-def _order(
-    bundle: Bundle,
-    made: Bundle,
-    recipe: str,
-    method: str | None,
-    fitted: Mapping[str, BlockWeight] | None,
-    threads: int | None,
-    progress: Callable[[str], None],
-) -> list[Node]:
-    """What to give back first, of the precision that `made` holds."""
-    scales, graph = load_scales(bundle), bundle.graph("llm", SOURCE)
-
-    def weighing(node: str) -> None:
-        progress(f"weighing {node}")
-
-    if fitted:
-        four = {node: weight for node, weight in fitted.items() if weight.bits == 4}
-        losses = layer_losses(graph, scales.spoken, four, threads, weighing)
-    else:
-        losses = activation_losses(graph, made, recipe, scales.spoken, threads, weighing)
-    return layers_by_noise(bundle, recipe, SOURCE, scales, method_of(bundle, method), losses)
-
-
-def _search(
-    bundle: Bundle,
-    recipe: str,
-    data: Dataset,
-    reference: Report,
-    gate: Gate,
-    engine: str,
-    threads: int | None,
-    progress: Callable[[str], None],
-) -> Search:
-    """Every layer's loss and gain, and the choice."""
-    samples = reference_of(bundle)
-    progress("timing layers")
-    gains = layer_gains(bundle, SOURCE, samples, engine, threads)
-    blamed = blame(bundle, recipe, samples)
-    few = Probe(bundle, recipe, FirstQuestions(data, SEARCH_QUESTIONS), threads)
-    try:
-        layers = measure_layers(few, gains, blamed, progress)
-    finally:
-        few.close()
-    probe = Probe(bundle, recipe, data, threads)
-    try:
-        return search(layers, probe, reference, gate, engine, progress)
-    finally:
-        probe.close()
-
-
 class _Refused(Exception):
     """Leaves `amended` without a change."""
 
     def __init__(self, result: Quantized):
         self.result = result
-
-
-def _measure(
-    bundle: Bundle,
-    recipe: str,
-    data: Dataset | None,
-    reference: Report | None,
-    gate: Gate,
-    engines: Sequence[str],
-    threads: int | None,
-    result: Quantized,
-    progress: Callable[[str], None],
-) -> None:
-    """Parity and the gate's verdict on every engine, up to the first that refuses."""
-    samples = reference_of(bundle)
-    if reference is None:
-        result.notes.append(
-            f"never trained: {', '.join(bundle.manifest.untrained)}; not judged by its answers"
-        )
-    for engine in engines:
-        with Pipeline.load(bundle, engine, recipe, threads) as pipe:
-            progress(f"parity on {engine}")
-            result.parity[engine] = verify(pipe.chain, samples, TOLERANCES[recipe])
-            if reference is None or data is None:
-                continue
-            progress(f"asking {recipe} on {engine}")
-            verdict = judge(evaluate(pipe, data), reference, gate)
-            verdict.exact_integers = getattr(pipe.chain.engine, "exact_integers", None)
-        result.verdicts[engine] = verdict
-        if not verdict.ok:
-            progress(f"refused on {engine}: {'; '.join(verdict.reasons)}")
-            return
 
 
 def _sizes(bundle: Bundle, precision: str) -> tuple[int, int, int]:

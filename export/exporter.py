@@ -6,6 +6,7 @@ import gc
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 import torch
@@ -80,31 +81,18 @@ def export_bundle(
     key = signing_key(sign) if sign else None  # a wrong key is told before the work
     checkpoint, out = Path(checkpoint), Path(out)
     with staged_folder(out, force, MANIFEST, [checkpoint]) as stage:
-        progress("loading the checkpoint")
-        model = load_checkpoint(checkpoint)
-        processor = GeoMagProcessor.from_pretrained(checkpoint)
-        manifest = describe(model, processor.coder.settings, checkpoint, out)
-        samples = capture(model, manifest, processor, progress)
-        save_reference(samples, stage / "reference")
-        for name in TOKENIZERS:
-            shutil.copyfile(checkpoint / name, stage / name)
-
-        folder = stage / "onnx" / dtype
-        folder.mkdir(parents=True)
-        _cast_weights(model, DTYPES[dtype])
-        _export_graphs(model, folder, opset, progress)
-        del model
-        gc.collect()  # the exporter leaves cycles that keep the whole checkpoint mapped
+        made = _written(checkpoint, stage, out, dtype, opset, progress)
         if target is not None:
             for name in CHAIN:
-                check_graph(folder / f"{name}.onnx", target)
+                check_graph(stage / "onnx" / dtype / f"{name}.onnx", target)
+        manifest = made.manifest
         manifest.graphs[dtype] = {
-            spec.name: _record(spec, folder, stage, dtype, opset)
+            spec.name: _record(spec, stage / "onnx" / dtype, stage, dtype, opset)
             for spec in all_graphs(manifest.decoder.layers)
         }
         progress("hashing")
         _list_files(manifest, stage)
-        report = _verify(manifest, processor.coder, samples, stage, dtype, progress)
+        report = _verify(made, stage, dtype, progress)
         manifest.parity[dtype] = report.to_json()
         (stage / MANIFEST).write_text(manifest.to_text())
         if key:
@@ -113,6 +101,40 @@ def export_bundle(
             raise ParityError(f"parity failed, nothing was written: {report.first_drift}")
         progress("writing the bundle")
     return report
+
+
+class _Written(NamedTuple):
+    """What an export knows when the model has left memory."""
+
+    manifest: Manifest
+    coder: PromptCoder
+    samples: list[Sample]
+
+
+def _written(
+    checkpoint: Path,
+    stage: Path,
+    out: Path,
+    dtype: str,
+    opset: int,
+    progress: Callable[[str], None],
+) -> _Written:
+    """Captures what PyTorch does, and writes the reference, the tokenizers and the graphs."""
+    progress("loading the checkpoint")
+    model = load_checkpoint(checkpoint)
+    processor = GeoMagProcessor.from_pretrained(checkpoint)
+    manifest = describe(model, processor.coder.settings, checkpoint, out)
+    samples = capture(model, manifest, processor, progress)
+    save_reference(samples, stage / "reference")
+    for name in TOKENIZERS:
+        shutil.copyfile(checkpoint / name, stage / name)
+    folder = stage / "onnx" / dtype
+    folder.mkdir(parents=True)
+    _cast_weights(model, DTYPES[dtype])
+    _export_graphs(model, folder, opset, progress)
+    del model
+    gc.collect()  # the exporter leaves cycles that keep the whole checkpoint mapped
+    return _Written(manifest, processor.coder, samples)
 
 
 def _cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -177,18 +199,11 @@ def _list_files(manifest: Manifest, stage: Path) -> None:
     }
 
 
-def _verify(
-    manifest: Manifest,
-    coder: PromptCoder,
-    samples: list[Sample],
-    stage: Path,
-    dtype: str,
-    progress: Callable[[str], None],
-) -> Report:
+def _verify(made: _Written, stage: Path, dtype: str, progress: Callable[[str], None]) -> Report:
     """Parity of the staged graphs in ONNX Runtime with what PyTorch did."""
-    engine = OrtEngine(Bundle(stage, manifest), dtype, None)
-    chain = Chain(engine, manifest, coder)
+    engine = OrtEngine(Bundle(stage, made.manifest), dtype, None)
+    chain = Chain(engine, made.manifest, made.coder)
     try:
-        return verify(chain, samples, TOLERANCES[dtype], progress)
+        return verify(chain, made.samples, TOLERANCES[dtype], progress)
     finally:
         chain.close()
