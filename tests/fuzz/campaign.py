@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -201,7 +202,9 @@ def summary(rows: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, A
                 "most_mb": round(max(r["mb"] for r in mine)),
             }
     kinds = Counter(f.split(":")[0] for r in rows for f in r["faults"])
+    flips = [r for r in rows if re.search(r"\bbit \d of byte", r.get("note", ""))]
     return {
+        "bits_flipped": len(flips), "flips_missed": sum(r["code"] == 0 for r in flips),
         "seed": args.seed, "share": args.share, "targets": targets, "cases": len(rows),
         "processor_minutes": round(sum(r["cpu_s"] for r in rows) / 60, 1),
         "broken": sum(t["broken"] for t in targets.values()), "kinds": dict(kinds.most_common()),
@@ -223,6 +226,11 @@ def as_markdown(report: dict[str, Any]) -> str:
     ]  # fmt: skip
     for name, row in report["targets"].items():
         lines.append(f"| {name} | " + " | ".join(str(v) for v in row.values()) + " |")
+    lines += [
+        "",
+        f"One bit was flipped in {report['bits_flipped']} of the bundles, in files that are opened, "
+        f"a signed manifest and its signature among them; {report['flips_missed']} went unnoticed.",
+    ]
     if report["kinds"]:
         lines += ["", "Broken: " + ", ".join(f"{k} ({n})" for k, n in report["kinds"].items())]
     return "\n".join(lines) + "\n"

@@ -331,6 +331,26 @@ def summary(rows: list[dict[str, Any]], known: list[Known], seconds: float) -> d
     }
 
 
+def as_markdown(report: dict[str, Any], seed: int) -> str:
+    """A page for benchmarks/results."""
+    from geomag_edge.benchmarks.machine import described, machine
+
+    columns = sorted({name for counts in report["by_job"].values() for name in counts})
+    lines = [
+        "# Kills", "",
+        f"`python -m tests.fuzz.kills --count {report['strikes']} --seed {seed}`, "
+        f"{report['seconds'] / 60:.1f} minutes.", "",
+        f"{described(machine(1))}.", "",
+        f"{report['kills']} commands were killed (SIGKILL), half right before something changed on "
+        f"the disk; neither old nor new, or litter after the next run: {len(report['broken'])}.",
+        "",
+        f"| command | {' | '.join(columns)} |", "|---|" + "---|" * len(columns),
+    ]  # fmt: skip
+    for name, counts in report["by_job"].items():
+        lines.append(f"| {name} | {' | '.join(str(counts.get(c, 0)) for c in columns)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: list[str] | None = None) -> int:
     """The campaign."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.kills", description=__doc__)
@@ -339,6 +359,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--work", type=Path, metavar="DIR", help="keeps the tiny bundle there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the result")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the result as a page")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="kills-") as own:
         root = (args.work or Path(own)).resolve()
@@ -359,6 +380,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name}: {', '.join(f'{v} {k}' for k, v in counts.items())}")
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if args.output:
+        args.output.write_text(as_markdown(report, args.seed))
     print(json.dumps({k: v for k, v in report.items() if k != "by_job"}))
     return int(bool(report["broken"]))
 
