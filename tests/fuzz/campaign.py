@@ -228,7 +228,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         lines.append(f"| {name} | " + " | ".join(str(v) for v in row.values()) + " |")
     lines += [
         "",
-        f"One bit was flipped in {report['bits_flipped']} of the bundles, in files that are opened, "
+        f"One bit was flipped in {report['bits_flipped']} bundles, in files that are opened, "
         f"a signed manifest and its signature among them; {report['flips_missed']} went unnoticed.",
     ]
     if report["kinds"]:
