@@ -9,8 +9,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,43 +74,166 @@ def build_bundle(
     if unknown := sorted(set(graphs) - set(CHAIN)):
         raise InputError(f"no graph {unknown[0]!r} is built: choose of {', '.join(CHAIN)}")
     flavour = flavour_for(target)
-    _check_precision(bundle, target, precision)
-    options = options or BuildOptions()
-    if options.cache == FIXED:
-        check_target(target)
-    if flavour.name == "tensorrt_rtx" and not options.sm:
-        options = replace(options, sm=target.sm_for(precision))
-    if flavour.name == "tensorrt" and machine.gpu is None:
-        raise EngineError(
-            f"target {target.name!r} builds on the device itself, and this machine has no GPU: "
-            "run the same command there (docs/TARGETS.md), or use --target tensorrt-rtx"
-        )
-    inside = folder_of(target.name, precision)
+    options = _options_for(target, flavour, precision, options or BuildOptions(), machine)
+    job = _Job(bundle, manifest, target, precision, machine, flavour, options)
+    job.check_precision()
     old = load_record(bundle, target.name, precision)
-    kept = _kept(bundle, manifest, old, flavour, options, target, precision, machine)
+    kept = {} if old is None else job.kept(old)
     plans = plans_of(manifest, target, graphs, options.cache)
-    todo = [p for p in plans if f"{inside}/{p.stem}.engine" not in kept]
+    todo = [plan for plan in plans if job.file_of(plan) not in kept]
     if old is not None and not todo:
         return old, []
-    with amended(bundle, inside) as change:
+    with amended(bundle, job.inside) as change:
         for name in kept:
             _same_file(bundle.file(name), change.stage / Path(name).name)
         made: dict[str, EngineFile] = dict(kept)
         for plan in todo:
             progress(f"{plan.stem} ({', '.join(p.name for p in plan.profiles)})")
-            capacity = limits_of(manifest).capacity
-            file = _build(
-                bundle, change, plan, flavour, options, precision, machine, on_phase, capacity
-            )
+            file = job.build(change, plan, on_phase)
             made[file.file] = file
-        engines = {
-            graph: [f for f in made.values() if _graph_of(f.file) == graph] for graph in CHAIN
-        }
-        record = BuildRecord(
-            target=target.name,
-            precision=precision,
-            flavour=flavour.name,
-            version=flavour.version,
+        record = job.record(made.values(), fit, time.perf_counter() - start)
+        _write(change, record)
+    return record, [job.file_of(plan) for plan in todo]
+
+
+def _options_for(
+    target: Target, flavour: Flavour, precision: str, options: BuildOptions, machine: Machine
+) -> BuildOptions:
+    """Options that are checked and say which GPUs they are for.
+
+    Raises:
+        EngineError: the target cannot be built for here.
+    """
+    if options.cache == FIXED:
+        check_target(target)
+    if flavour.name == "tensorrt" and machine.gpu is None:
+        raise EngineError(
+            f"target {target.name!r} builds on the device itself, and this machine has no GPU: "
+            "run the same command there (docs/TARGETS.md), or use --target tensorrt-rtx"
+        )
+    if flavour.name == "tensorrt_rtx" and not options.sm:
+        return replace(options, sm=target.sm_for(precision))
+    return options
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is built, for what, and by what; see `build_bundle`."""
+
+    bundle: Bundle
+    manifest: Manifest
+    target: Target
+    precision: str
+    machine: Machine
+    flavour: Flavour
+    options: BuildOptions
+
+    @property
+    def inside(self) -> str:
+        """The engines' folder in the bundle."""
+        return folder_of(self.target.name, self.precision)
+
+    def file_of(self, plan: Plan) -> str:
+        """An engine's name in the bundle."""
+        return f"{self.inside}/{plan.stem}.engine"
+
+    def check_precision(self) -> None:
+        """Whether the target takes the precision and the bundle has it.
+
+        Raises:
+            BundleError, EngineError: not so.
+        """
+        if not self.target.takes_precision(self.precision):
+            raise EngineError(
+                f"target {self.target.name!r} does not take {self.precision}: it has "
+                f"{', '.join(self.target.dtypes)}"
+            )
+        self.bundle.record(CHAIN[0], self.precision)
+
+    def kept(self, old: BuildRecord) -> dict[str, EngineFile]:
+        """Engines of an earlier build that a new one would only repeat."""
+        there = old.flavour, old.version, old.options, old.built_on.get("gpu")
+        flavour = self.flavour
+        here = flavour.name, flavour.version, self.options.to_json(), self.machine.gpu
+        if there != here:
+            return {}
+        plans = plans_of(self.manifest, self.target, cache=self.options.cache)
+        wanted = {self.file_of(plan): plan for plan in plans}
+        files = [file for each in old.engines.values() for file in each]
+        return {f.file: f for f in files if f.file in wanted and self._same(f, wanted[f.file])}
+
+    def _same(self, file: EngineFile, plan: Plan) -> bool:
+        """Whether an engine is there as it was built, and of this plan."""
+        return (
+            self.bundle.manifest.files.get(file.file) == file.sha256
+            and self.bundle.place(file.file).is_file()
+            and file.profiles == plan.profiles
+            and file.source.get("sha256") == self._source(plan.graph)["sha256"]
+        )
+
+    def _source(self, graph: str) -> dict[str, Any]:
+        record = self.bundle.record(graph, self.precision, FORM)
+        names = [record["file"], *record["data"]]
+        return {"file": record["file"], "sha256": {n: self.bundle.manifest.files[n] for n in names}}
+
+    def build(self, change: Amendment, plan: Plan, on_phase: OnPhase | None) -> EngineFile:
+        """Builds one engine into the stage."""
+        record = self.bundle.record(plan.graph, self.precision, FORM)
+        inputs, outputs = record["inputs"], record["outputs"]
+        source = self.bundle.graph(plan.graph, self.precision, FORM)
+        model = None
+        if plan.graph == "llm" and self.options.cache == FIXED:
+            capacity = limits_of(self.manifest).capacity
+            model = fixed_cache(source, capacity)
+            inputs, outputs = fixed_ports(inputs, capacity), fixed_ports(outputs, capacity)
+        built = build_engine(
+            self.flavour,
+            source,
+            {p["name"]: p["axes"] for p in inputs},
+            plan.profiles,
+            self.options,
+            timing_cache_of(self.flavour, self.machine),
+            on_phase,
+            model,
+        )
+        path = change.stage / f"{plan.stem}.engine"
+        try:
+            path.write_bytes(built.data)
+        except OSError as e:
+            raise OutputError(f"cannot write {path.name}: {e.strerror or e}") from e
+        memory = None
+        if built.memory is not None:
+            memory = {
+                "weights_bytes": built.memory.weights,
+                "activation_bytes": built.memory.activations,
+                "from": "builder",
+            }
+        return EngineFile(
+            file=f"{change.inside}/{path.name}",
+            sha256=sha256_of(path),
+            bytes=path.stat().st_size,
+            source=self._source(plan.graph),
+            profiles=plan.profiles,
+            shapes=tuple(built.shapes),
+            inputs=inputs,
+            outputs=outputs,
+            memory=memory,
+            layer_precisions=built.layer_precisions,
+            warnings=built.warnings,
+            build_s=round(built.seconds, 2),
+        )
+
+    def record(
+        self, made: Collection[EngineFile], fit: dict[str, Any] | None, seconds: float
+    ) -> BuildRecord:
+        """What is kept of a build that took so long."""
+        engines = {graph: [f for f in made if _graph_of(f.file) == graph] for graph in CHAIN}
+        machine = self.machine
+        return BuildRecord(
+            target=self.target.name,
+            precision=self.precision,
+            flavour=self.flavour.name,
+            version=self.flavour.version,
             built_on={
                 "gpu": machine.gpu,
                 "sm": machine.sm,
@@ -118,16 +241,14 @@ def build_bundle(
                 "jetpack": machine.jetpack,
                 "power_mode": machine.power_mode,
             },
-            loads_on_sm=list(options.sm) or [str(machine.sm)],
-            options=options.to_json(),
-            limits=limits_of(manifest),
-            engines={g: files for g, files in engines.items() if files},
+            loads_on_sm=list(self.options.sm) or [str(machine.sm)],
+            options=self.options.to_json(),
+            limits=limits_of(self.manifest),
+            engines={graph: files for graph, files in engines.items() if files},
             fit=fit,
-            build_s=round(time.perf_counter() - start, 2),
+            build_s=round(seconds, 2),
             peak_rss_bytes=peak_rss_bytes(),
         )
-        _write(change, record)
-    return record, [f"{inside}/{p.stem}.engine" for p in todo]
 
 
 def store_measured(bundle: Bundle, record: BuildRecord, measured: dict[str, Any]) -> BuildRecord:
@@ -159,116 +280,6 @@ def store_measured(bundle: Bundle, record: BuildRecord, measured: dict[str, Any]
 def _write(change: Amendment, record: BuildRecord) -> None:
     text = json.dumps(record.to_json(), indent=1) + "\n"
     (change.stage / RECORD).write_text(text, encoding="utf-8")
-
-
-def _check_precision(bundle: Bundle, target: Target, precision: str) -> None:
-    if not target.takes_precision(precision):
-        raise EngineError(
-            f"target {target.name!r} does not take {precision}: it has {', '.join(target.dtypes)}"
-        )
-    bundle.record(CHAIN[0], precision)
-
-
-def _kept(
-    bundle: Bundle,
-    manifest: Manifest,
-    old: BuildRecord | None,
-    flavour: Flavour,
-    options: BuildOptions,
-    target: Target,
-    precision: str,
-    machine: Machine,
-) -> dict[str, EngineFile]:
-    """Engines of an earlier build that a new one would only repeat."""
-    if old is None:
-        return {}
-    same_builder = (
-        (old.flavour, old.version, old.options, old.built_on.get("gpu"))
-        == (flavour.name, flavour.version, options.to_json(), machine.gpu)
-    )  # fmt: skip
-    if not same_builder:
-        return {}
-    wanted = {
-        f"{folder_of(target.name, precision)}/{p.stem}.engine": p
-        for p in plans_of(manifest, target, cache=options.cache)
-    }
-    kept = {}
-    for files in old.engines.values():
-        for file in files:
-            plan = wanted.get(file.file)
-            intact = bundle.manifest.files.get(file.file) == file.sha256
-            if (
-                plan is not None
-                and intact
-                and bundle.place(file.file).is_file()
-                and file.profiles == plan.profiles
-                and file.source.get("sha256") == _source(bundle, plan.graph, precision)["sha256"]
-            ):
-                kept[file.file] = file
-    return kept
-
-
-def _source(bundle: Bundle, graph: str, precision: str) -> dict[str, Any]:
-    record = bundle.record(graph, precision, FORM)
-    names = [record["file"], *record["data"]]
-    return {"file": record["file"], "sha256": {n: bundle.manifest.files[n] for n in names}}
-
-
-def _build(
-    bundle: Bundle,
-    change: Amendment,
-    plan: Plan,
-    flavour: Flavour,
-    options: BuildOptions,
-    precision: str,
-    machine: Machine,
-    on_phase: OnPhase | None,
-    capacity: int,
-) -> EngineFile:
-    """Builds one engine into the stage."""
-    record = bundle.record(plan.graph, precision, FORM)
-    inputs, outputs = record["inputs"], record["outputs"]
-    source = bundle.graph(plan.graph, precision, FORM)
-    model = None
-    if plan.graph == "llm" and options.cache == FIXED:
-        model = fixed_cache(source, capacity)
-        inputs, outputs = fixed_ports(inputs, capacity), fixed_ports(outputs, capacity)
-    built = build_engine(
-        flavour,
-        source,
-        {p["name"]: p["axes"] for p in inputs},
-        plan.profiles,
-        options,
-        timing_cache_of(flavour, machine),
-        on_phase,
-        model,
-    )
-    path = change.stage / f"{plan.stem}.engine"
-    try:
-        path.write_bytes(built.data)
-    except OSError as e:
-        raise OutputError(f"cannot write {path.name}: {e.strerror or e}") from e
-    memory = None
-    if built.memory is not None:
-        memory = {
-            "weights_bytes": built.memory.weights,
-            "activation_bytes": built.memory.activations,
-            "from": "builder",
-        }
-    return EngineFile(
-        file=f"{change.inside}/{path.name}",
-        sha256=sha256_of(path),
-        bytes=path.stat().st_size,
-        source=_source(bundle, plan.graph, precision),
-        profiles=plan.profiles,
-        shapes=tuple(built.shapes),
-        inputs=inputs,
-        outputs=outputs,
-        memory=memory,
-        layer_precisions=built.layer_precisions,
-        warnings=built.warnings,
-        build_s=round(built.seconds, 2),
-    )
 
 
 def timing_cache_of(flavour: Flavour, machine: Machine) -> Path | None:
