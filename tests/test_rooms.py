@@ -48,7 +48,7 @@ ABOVE_ALL = ("cli", "__main__")
 FACE = ""
 """The package itself, which opens its public names when they are asked for."""
 
-MOST_FILES = 16
+MOST_FILES = 17
 MOST_LINES = 460
 
 

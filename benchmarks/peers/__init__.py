@@ -9,5 +9,5 @@ installed (`pip install "geomag-edge[peers]"`); a missing one costs a line, not 
 | `peers/decode.py` | the language model: onnxruntime-genai, optimum-onnx, Hugging Face eager |
 | `peers/tiling.py` | a large scene: tiling all of it at its native resolution |
 | `peers/extent.py` | a large scene: the same chain on a small one, time and memory |
-| `psc_crop.py` | cropping: Pillow, OpenCV, torch |
+| `speed/psc_crop.py` | cropping: Pillow, OpenCV, torch |
 """

@@ -18,7 +18,7 @@ forced "[SEG]" and a fixed number of tokens after it:
 - `ours`: our chain as `--engine auto --precision auto` chooses (or another ENGINE/PRECISION that
   `--ours` names), measured before anything is timed.
 
-Cropping is PscCrop's own kernel in all of them, so its gain (`psc_crop.py`) is in none of the
+Cropping is PscCrop's own kernel in all of them, so its gain (`speed/psc_crop.py`) is in none of the
 ratios. Forms in fp32 must agree in tokens, views and mask logits before anything is timed; of the
 others the agreement is reported. On random weights that says little: the logits of an untrained
 decoder lie so close together that any rounding changes the words.

@@ -1,7 +1,7 @@
 """The chain's graphs: views -> encoder -> PSC -> projector -> mask head, one call each.
 
 Engines, files and pixels are behind `Session` and `Scene`; the order in which an answer calls them
-is `SceneSession.ask`'s.
+is `SceneSession._answer`'s.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One image and the prompts about it: look, read, find.
 
-`SceneSession._answer` reads like DESIGN's list of stages; each stage has a file of its name.
+`SceneSession._answer` reads top to bottom; each stage has a file of its name.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ import rasterio.shutil
 
 from geomag_edge.errors import ImageError
 from geomag_edge.printing import printable
-from geomag_edge.runtime.images.vetting.declared import check_declared, check_folder
 from geomag_edge.runtime.images.vetting.formats import (
     HERE,
     RASTERS,
@@ -28,6 +27,7 @@ from geomag_edge.runtime.images.vetting.formats import (
     opened,
 )
 from geomag_edge.runtime.images.vetting.hdf5 import NAMED, check_hdf5
+from geomag_edge.runtime.images.vetting.inflating import check_declared, check_folder
 from geomag_edge.runtime.images.vetting.netcdf3 import check_netcdf3
 from geomag_edge.runtime.images.vetting.vrt import MARK, check_vrt
 

@@ -10,6 +10,7 @@ from geomag_edge.cli.arguments import path, points, positive, share
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
 from geomag_edge.cli.console import needs_extra, print_json, say, steps
 from geomag_edge.errors import InputError
+from geomag_edge.graphs import TOLERANCES
 from geomag_edge.printing import table
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from geomag_edge.calibration.gate.sensitivity import Search
     from geomag_edge.calibration.quantize import Quantized
 
-RECIPES = ("fp16", "int8", "int4-llm", "int8+int4-llm", "fp8")
+RECIPES = tuple(p for p in TOLERANCES if p != "fp32" and "bf16" not in p)
 BLAMED = 8
 
 

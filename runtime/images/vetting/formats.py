@@ -23,7 +23,7 @@ from rasterio.io import DatasetReader
 
 from geomag_edge.errors import ImageError
 
-from .declared import check_declared
+from .inflating import check_declared
 
 NESTED = ("GTiff", "PNG", "JPEG", "JP2OpenJPEG", "JP2KAK", "JP2ECW")
 """Formats of files that are opened because another file says so. GDAL opens these without our list;
