@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,10 +150,6 @@ class Planner:
         if top.expected is not None and chosen.expected is not None:
             loss = max(0.0, top.expected - chosen.expected)
         return Plan(level, latency_ms, chosen, bool(fitting), loss, options)
-
-    def every_plan(self, latency_ms: float, levels: int) -> Mapping[str, Plan]:
-        """The plan of each level."""
-        return {level: self.plan(level, latency_ms, levels) for level in LEVELS}
 
 
 def best(options: list[Option]) -> Option:

@@ -188,11 +188,6 @@ def view_labels(visit: Visit, boxes: F32, grid: int) -> ViewLabels:
     return ViewLabels(np.stack(samples), shown, relevant, has_subject)
 
 
-def pixel_questions(visit: Visit) -> list[int]:
-    """Questions that are answered with a mask."""
-    return [i for i, q in enumerate(visit.questions) if q.level == "pixel" and q.targets]
-
-
 def random_noun(visit: Visit, rng: np.random.Generator) -> Noun | None:
     """A noun with random attributes that names something in the scene; None in an empty one."""
     scene = visit.scene
