@@ -20,6 +20,7 @@ from rasterio.transform import Affine, GCPTransformer, RPCTransformer, from_orig
 from rasterio.warp import Resampling, reproject
 from rasterio.warp import transform as warp_points
 
+from geomag_edge.printing import one_line
 from geomag_edge.runtime.images.georef import Georef
 from geomag_edge.runtime.images.proj import database_note
 from geomag_edge.runtime.images.unwarned import unwarned
@@ -30,6 +31,8 @@ Place = Callable[[F64], F64]
 """Pixel coordinates [n,2] (x, y) -> coordinates [n,2]; NaN where there are none."""
 
 WGS84 = "EPSG:4326"  # looked up when it is needed, for that may fail
+NAME_CHARS = 100
+"""Of a coordinate system's name and of what PROJ says, in a note."""
 STRAY_M = 1000.0
 """A point that comes back from the ground this far away lies outside its projection. The ways there
 and back may be different datum shifts, which are some metres apart."""
@@ -39,6 +42,9 @@ FARTHEST_M = 1e9
 FARTHEST_DEG = 1080.0
 """Nothing farther has a place on the Earth: 25 times round it in metres, 3 times either way in
 degrees. Projections that repeat themselves would go round with a pixel's edge for ever."""
+MOST_WORLDS = 1.5
+"""An edge that goes round twice looks like one that stands still: longitudes are taken the short
+way from point to point."""
 POLAR_DEG = 80.0
 """Ground control points beyond this latitude are fitted in a plane, as longitudes meet there."""
 
@@ -93,6 +99,9 @@ def _from_transform(crs: Any, transform: Affine, shape: tuple[int, int]) -> Grou
     ground, lattice = _in_crs(to_crs, crs, shape), _lattice(shape)
     if ground.coordinates == "wgs84" and np.abs(to_crs(lattice)).max() >= _farthest(crs):
         return in_pixels("has a transform that leads farther than any place on the Earth")
+    world = _width_of_world(crs) if ground.coordinates == "wgs84" else math.inf
+    if np.ptp(to_crs(lattice)[:, 0]) > MOST_WORLDS * world:
+        return in_pixels("goes round the Earth more than once")
     if ground.coordinates != "wgs84" or not crs.is_projected:
         return ground
     returning = _returning(to_crs(lattice), crs)
@@ -101,7 +110,7 @@ def _from_transform(crs: Any, transform: Affine, shape: tuple[int, int]) -> Grou
         poles=_poles(crs, transform, shape),
         mirrored=_mirrored(ground.place, lattice[returning], shape),
     )
-    goes_round = _goes_round(crs)
+    goes_round = math.isfinite(world)
     if returning.all() or (goes_round and np.isfinite(ground.place(lattice)).all()):
         return ground
 
@@ -127,7 +136,7 @@ def _in_crs(to_crs: Place, crs: Any, shape: tuple[int, int]) -> Ground:
 def _no_way(crs: Any, points: F64) -> str | None:
     """Why none of these points [n,2] of a CRS has a longitude and latitude, or None."""
     about = crs.to_dict(projjson=True) or {}
-    name = about.get("name") or "without a name"
+    name = one_line(str(about.get("name") or "without a name"), NAME_CHARS)
     axes = about.get("source_crs", about).get("coordinate_system", {})
     geocentric = axes.get("subtype") == "Cartesian" and len(axes["axis"]) == 3
     if (geocentric and not crs.is_projected) or axes.get("subtype") == "vertical":
@@ -141,6 +150,7 @@ def _no_way(crs: Any, points: F64) -> str | None:
         return f"nothing relates the image's CRS ({name}) to WGS 84"
     if "outside of projection domain" in complaint or not found:
         return f"no part of the image lies on the Earth, as its CRS ({name}) has it"
+    complaint = one_line(complaint, NAME_CHARS)
     return f"the image's CRS ({name}) cannot be taken to WGS 84 on this machine ({complaint})"
 
 
@@ -201,7 +211,8 @@ def _from_rpcs(rpcs: Any, shape: tuple[int, int]) -> Ground:
 
 
 def _cause(e: Exception) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".").lower()
+    said = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".").lower()
+    return one_line(said, NAME_CHARS)
 
 
 def _has_area(t: Affine) -> bool:
@@ -295,13 +306,17 @@ def _returning(points: F64, crs: Any) -> NDArray[np.bool_]:
     return (np.abs(back - points) < STRAY_M / crs.linear_units_factor[1]).all(axis=1)
 
 
-def _goes_round(crs: Any) -> bool:
-    """Whether a projection repeats itself to the east and west, as cylindrical ones do."""
+def _width_of_world(crs: Any) -> float:
+    """After how many units of x longitudes repeat themselves, as they do in degrees and in
+    cylindrical projections; infinite in others."""
+    if crs.is_geographic:
+        return 360.0
     lon = np.arange(-180.0, 180.0, 5)
     rows = [_warp(WGS84, crs, np.stack([lon, np.full_like(lon, lat)], axis=1)) for lat in (0, 60)]
     steps = [float(np.nanmedian(np.diff(row[:, 0]))) for row in rows]
     level = all(np.nanmax(row[:, 1]) - np.nanmin(row[:, 1]) < 1e-3 for row in rows)
-    return level and abs(steps[0] - steps[1]) < 1e-6 * abs(steps[0])
+    cylindrical = level and abs(steps[0] - steps[1]) < 1e-6 * abs(steps[0])
+    return 72 * abs(steps[0]) if cylindrical else math.inf
 
 
 def _cells_on_earth(

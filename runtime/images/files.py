@@ -29,6 +29,7 @@ from geomag_edge.runtime.images.vetting.formats import (
 from geomag_edge.runtime.images.vetting.hdf5 import NAMED, check_hdf5
 from geomag_edge.runtime.images.vetting.inflating import check_declared, check_folder
 from geomag_edge.runtime.images.vetting.netcdf3 import check_netcdf3
+from geomag_edge.runtime.images.vetting.tiff import check_tiff
 from geomag_edge.runtime.images.vetting.vrt import MARK, check_vrt
 
 from .reading import GDAL_ERRORS, LINKED, REMOTE, reading
@@ -113,6 +114,7 @@ def _check_contents(path: str) -> None:
     elif os.path.isfile(path):
         check_hdf5(path)
         check_netcdf3(path)
+        check_tiff(path)
         check_declared(path)
     else:
         raise ImageError(f"{path} is a pipe or a device: give an image file")

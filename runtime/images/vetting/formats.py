@@ -30,7 +30,7 @@ NESTED = ("GTiff", "PNG", "JPEG", "JP2OpenJPEG", "JP2KAK", "JP2ECW")
 each begins with bytes by which it is told from all others."""
 RASTERS = (
     *NESTED, "WEBP", "GIF", "BIGGIF", "BMP", "PNM", "JPEGXL", "AVIF", "HEIF", "HFA", "ENVI", "EHdr",
-    "AAIGrid", "DTED", "SRTMHGT", "GRIB", "NITF", "Zarr",
+    "AAIGrid", "DTED", "SRTMHGT", "NITF", "Zarr",
 )  # fmt: skip
 """Formats that hold their own pixels."""
 HERE = (*RASTERS, "netCDF", "HDF5", "HDF5Image", "BAG", "GPKG")
@@ -52,6 +52,8 @@ WHOLE = ("WEBP", "AVIF", "HEIF", "JPEGXL")
 """Formats that are decoded whole, whatever blocks GDAL shows them in."""
 MOST_BLOCKS = 4_000_000
 """Libraries keep some bytes of each; 100,000 px squared in tiles of 256 px have 152,881."""
+MOST_CHUNKS = 200_000
+"""Of a Zarr, where each is a file to look for."""
 SIDECAR_BYTES = 64_000_000
 """A sidecar of text that is larger is refused: GDAL reads it whole."""
 HFA_START = b"EHFA_HEADER_TAG"
@@ -134,6 +136,9 @@ def check_size(name: str, dataset: Any) -> None:
         ImageError: more than a machine should be asked for.
     """
     height, width, bands = dataset.height, dataset.width, dataset.count
+    sides = height, width, *(side for block in dataset.block_shapes for side in block)
+    if min(sides) < 1:
+        raise ImageError(f"{name} declares {height} x {width} pixels: copy or download it again")
     if height * width > MOST_PX:
         raise ImageError(
             f"{name} declares {height} x {width} pixels, more than {MOST_PX:.0e}: give a part of it"
@@ -158,10 +163,11 @@ def check_size(name: str, dataset: Any) -> None:
         )
     for rows, columns in set(dataset.block_shapes):
         blocks = -(-height // rows) * -(-width // columns)
-        if blocks > MOST_BLOCKS:
+        most = MOST_CHUNKS if dataset.driver == "Zarr" else MOST_BLOCKS
+        if blocks > most:
             raise ImageError(
                 f"{name} holds its pixels in {blocks:,} blocks of {rows} x {columns}; the most is "
-                f"{MOST_BLOCKS:,}: rewrite it (gdal_translate -co TILED=YES IN OUT.tif)"
+                f"{most:,}: rewrite it (gdal_translate -co TILED=YES IN OUT.tif)"
             )
 
 

@@ -18,6 +18,8 @@ STARTS = (BOXES, CODESTREAM, b"NITF", b"NSIF")
 """What files begin with that may hold JPEG 2000."""
 MOST_TILES = 200_000
 """Tiles times components, and some."""
+LEAST_TILE_BYTES = 14
+"""Of the markers that begin each."""
 MOST_BOXES = 10_000
 MOST_DEEP = 8
 PARENTS = (b"jp2h", b"res ", b"asoc", b"uinf")
@@ -34,11 +36,17 @@ def check_jp2(path: str) -> None:
         if not file.read(16).startswith(STARTS):
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if max(_tiles(data), default=0) > MOST_TILES:
-                raise ImageError(
-                    f"{path} is a JPEG 2000 of too many tiles and components: rewrite it "
-                    "(gdal_translate -co TILED=YES IN OUT.tif)"
-                )
+            for tiles, components in _declared(data):
+                if tiles * (components + 5) > MOST_TILES:
+                    raise ImageError(
+                        f"{path} is a JPEG 2000 of too many tiles and components: rewrite it "
+                        "(gdal_translate -co TILED=YES IN OUT.tif)"
+                    )
+                if tiles * LEAST_TILE_BYTES > len(data):
+                    raise ImageError(
+                        f"{path} is a JPEG 2000 of {tiles:,} tiles in {len(data):,} bytes, which "
+                        "do not hold them: copy or download it again"
+                    )
             count, at = 0, data.find(BOXES)
             while at >= 0 and count <= MOST_BOXES:
                 for whole in _boxes(data, at, len(data)):
@@ -51,8 +59,8 @@ def check_jp2(path: str) -> None:
                 at = data.find(BOXES, at + len(BOXES))
 
 
-def _tiles(data: mmap.mmap) -> Iterator[int]:
-    """Tiles times components, and some, of each place where a codestream may begin."""
+def _declared(data: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """(tiles, components) of each place where a codestream may begin."""
     at = data.find(CODESTREAM)
     while at >= 0:
         size = data[at + 8 : at + 42]  # behind the marker, its length and capabilities
@@ -63,7 +71,7 @@ def _tiles(data: mmap.mmap) -> Iterator[int]:
                 math.ceil(max(side - first, 0) / max(tile, 1))
                 for side, first, tile in ((width, left, across), (height, top, down))
             ]
-            yield math.prod(counts) * (int.from_bytes(size[32:], "big") + 5)
+            yield math.prod(counts), int.from_bytes(size[32:], "big")
         at = data.find(CODESTREAM, at + 1)
 
 

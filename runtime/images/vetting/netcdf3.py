@@ -19,6 +19,10 @@ LAST_CLASSIC_TYPE = 6
 MOST_NAME_BYTES = 256
 MOST_SIDES = 1024
 """Both are netCDF's own, and sizes of arrays in programs that read it."""
+MOST_MEMBERS = 10_000
+"""Dimensions, variables and attributes together: some of them are looked for one by one."""
+LISTS, MOST_LIST_BYTES = (b"coordinates", b"ancillary_variables", b"grid_mapping"), 10_000
+"""Attributes that GDAL takes apart word by word, each time from the beginning."""
 
 
 class _BrokenError(Exception):
@@ -48,7 +52,7 @@ class _Header:
     """A place in a header that moves on with what is read."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self._data, self._at = data, 4
+        self._data, self._at, self._members = data, 4, 0
         self._count_bytes = 8 if data[3] == 5 else 4
         self._offset_bytes = 4 if data[3] == 1 else 8
         self._last_type = max(TYPE_BYTES) if data[3] == 5 else LAST_CLASSIC_TYPE
@@ -81,15 +85,20 @@ class _Header:
 
     def _attributes(self) -> None:
         for _ in range(self._list(ATTRIBUTE, "attributes")):
-            self._name()
-            each = self._type_bytes()
-            self._skip(self._count("values") * each)
+            name = self._name()
+            size = self._type_bytes() * self._count("values")
+            if name in LISTS and size > MOST_LIST_BYTES:
+                raise _BrokenError(f"a list of {size:,} bytes")
+            self._skip(size)
 
     def _list(self, kind: int, what: str) -> int:
         """How many members the list has that begins here."""
         tag, count = self._number(4), self._count(what)
         if tag != kind and (tag or count):
             raise _BrokenError(f"no list of {what} where one must stand")
+        self._members += count
+        if self._members > MOST_MEMBERS:
+            raise _BrokenError(f"more than {MOST_MEMBERS:,} dimensions, variables and attributes")
         return count
 
     def _count(self, what: str) -> int:
@@ -99,11 +108,13 @@ class _Header:
             raise _BrokenError(f"{count:,} {what} in {len(self._data) - self._at:,} bytes")
         return count
 
-    def _name(self) -> None:
+    def _name(self) -> bytes:
         length = self._number(self._count_bytes)
         if not 0 < length <= MOST_NAME_BYTES:
             raise _BrokenError(f"a name of {length:,} bytes")
+        name = self._data[self._at : self._at + length]
         self._skip(length)
+        return name
 
     def _type_bytes(self) -> int:
         kind = self._number(4)

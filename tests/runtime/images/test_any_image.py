@@ -208,6 +208,28 @@ def test_any_polynomials_are_coordinates_or_pixels_with_a_note(offsets, factors)
     assert placed_in(georef) in ("wgs84", "pixel")
 
 
+@pytest.mark.parametrize(
+    ("crs", "px"),
+    [("EPSG:4326", 719 / 50), ("EPSG:4326", 720 / 50), ("EPSG:3857", 2 * 40_075_016.7 / 50)],
+)
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_an_image_that_goes_round_twice_is_in_pixels(crs, px):
+    georef = Georef(CRS.from_string(crs), Affine(px, 0, -25 * px, 0, -px / 100, px / 4))
+    mask = Mask((40, 50), [[0, 0, 50, 40]], np.ones((1, 4, 4), np.float32), np.ones(1), 1.0)
+    made = feature_collection([mask], ["a"], georef)
+    assert made["geomag_coordinates"] == "pixel"
+    assert "goes round the Earth more than once" in made["geomag_notes"][0]
+
+
+def test_the_name_of_a_system_is_one_short_word_of_a_note():
+    name = "a\n\x1b[31m\u202e" + "n" * 9000
+    local = CRS.from_wkt(f'LOCAL_CS["{name}",UNIT["metre",1]]')
+    mask = Mask((40, 50), [[8, 5, 30, 20]], np.ones((1, 4, 4), np.float32), np.ones(1), 1.0)
+    made = feature_collection([mask], ["a"], Georef(local, Affine(1, 0, 5, 0, -1, 5)))
+    assert made["geomag_coordinates"] == "native"
+    assert all(note.isprintable() and len(note) < 300 for note in made["geomag_notes"])
+
+
 def test_edges_without_end_leave_the_image_in_pixels(monkeypatch):
     monkeypatch.setattr("geomag_edge.runtime.answers.curves.MOST_BENDS", 10)
     georef = Georef(CRS.from_epsg(32633), Affine(1e4, 0, 4e5, 0, -1e4, 5e6))

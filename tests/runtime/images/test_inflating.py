@@ -6,6 +6,7 @@ import shutil
 import socket
 import sqlite3
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from rasterio.transform import from_origin
 
 from geomag_edge.errors import ImageError
 from geomag_edge.runtime.images.scene import Scene
+from geomag_edge.runtime.images.vetting.formats import check_size
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (3, 60, 80), np.uint8)
 
@@ -56,7 +58,7 @@ def j2k(side, tile, components):
         (b"GIF89a", "cannot read"),
         (b"GIF89a" + b"," * 200, "cannot read"),
         (b"\xff\x4f\xff\x51\0", "cannot read"),
-        (j2k(100, 0, 3), "cannot read"),
+        (j2k(100, 0, 3), "which do not hold them"),
         (b"SQLite format 3\0", "database is broken"),
         (b"SQLite format 3\0" + bytes(4096), "database is broken"),
     ],
@@ -172,3 +174,27 @@ def test_overviews_without_number_are_refused(tmp_path):
             assert f"has {count} overviews" in refused(tmp_path / "a.vrt")
         else:
             Scene.open(tmp_path / "a.vrt").close()
+
+
+def test_a_zarr_of_a_million_files_is_refused(tmp_path):
+    about = {"zarr_format": 2, "shape": [3000, 1300], "chunks": [1, 1], "dtype": "|u1",
+             "compressor": None, "fill_value": 0, "order": "C", "filters": None}  # fmt: skip
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / ".zarray").write_text(json.dumps(about))
+    (tmp_path / "a.zarr" / "0.0").write_bytes(b"x")
+    assert "3,900,000 blocks of 1 x 1; the most is 200,000" in refused(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "block"),
+    [(0, 5, (1, 1)), (5, -1, (1, 1)), (-1, -1, (1, 1)), (5, 5, (0, 1))],
+)
+def test_sides_below_one_are_refused(height, width, block):
+    dataset = SimpleNamespace(height=height, width=width, count=1, block_shapes=[block])
+    with pytest.raises(ImageError, match="pixels: copy or download it again"):
+        check_size("a", dataset)
+
+
+def test_weather_fields_are_no_pictures(tmp_path):
+    (tmp_path / "a.grb2").write_bytes(b"GRIB\0\0\0\2" + bytes(8) + b"7777")
+    assert "not recognized" in refused(tmp_path / "a.grb2")

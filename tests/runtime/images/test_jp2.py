@@ -80,6 +80,13 @@ def test_boxes_without_end_are_refused_in_one_line(file, content):
         check_jp2(path)
 
 
+def test_tiles_that_a_file_cannot_hold_are_refused(file):
+    at = WHOLE.index(b"\xff\x4f\xff\x51") + 8
+    sizes = struct.pack(">II", 31600, 31400) + bytes(8) + struct.pack(">II", 200, 200)
+    with pytest.raises(ImageError, match="24,806 tiles in"):
+        check_jp2(file(WHOLE[:at] + sizes + WHOLE[at + 24 :]))
+
+
 @settings(max_examples=150)
 @given(st.integers(28, 96), st.integers(0, 2**32 - 1) | st.integers(0, 40))
 def test_any_four_bytes_of_the_head_end_in_a_picture_or_a_refusal(tmp_path_factory, at, number):

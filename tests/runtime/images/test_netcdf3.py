@@ -87,6 +87,27 @@ def test_a_count_that_cannot_be_is_one_line(file, version, odd, why):
     assert len(str(e.value)) < 300 + len(path)
 
 
+def test_lists_that_gdal_takes_apart_word_by_word_are_short(file):
+    name = struct.pack(">i", 11) + b"coordinates\0"
+    words = b"a " * 6000
+    attribute = struct.pack(">ii", 12, 1) + name + struct.pack(">ii", 2, len(words)) + words
+    rest = struct.pack(">ii", 0, 0)
+    with pytest.raises(ImageError, match="a list of 12,000 bytes"):
+        check_netcdf3(file(b"CDF\x01" + bytes(4) + bytes(8) + attribute + rest))
+
+
+def test_members_that_are_looked_for_one_by_one_are_few(file):
+    one = struct.pack(">i", 1) + b"a\0\0\0" + struct.pack(">ii", 2, 1) + b"x\0\0\0"
+    for count, fits in ((10_000, True), (10_001, False)):
+        content = b"CDF\x01" + bytes(4) + bytes(8) + struct.pack(">ii", 12, count) + one * count
+        path = file(content + bytes(8))
+        if fits:
+            check_netcdf3(path)
+        else:
+            with pytest.raises(ImageError, match="more than 10,000"):
+                check_netcdf3(path)
+
+
 def test_types_of_the_newest_format_are_not_those_of_the_oldest(file):
     check_netcdf3(file(header(5, type=11)))
     with pytest.raises(ImageError, match="type 11"):
