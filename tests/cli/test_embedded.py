@@ -90,7 +90,8 @@ def test_a_stdout_that_is_full_stays_the_program_s_own(bundle):
 
 CRASH = """
 import os, sys
-from geomag_edge.cli import inspect, main
+from geomag_edge.cli import main
+from geomag_edge.cli.commands import inspect
 def crash(args):
     os.write(2, b"a library's chatter")
     os.abort()

@@ -142,7 +142,7 @@ def test_what_rust_writes_of_a_panic_is_not_heard(stored, tmp_path):
 STARTS = """
 import os, sys, threading
 from pathlib import Path
-from geomag_edge import tokenizer
+from geomag_edge.disk import tokenizer
 path, own, load = Path(sys.argv[1]), os.fstat(2).st_ino, tokenizer.Tokenizer.from_buffer
 class Seen:
     def from_buffer(content):

@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from geomag_edge.calibration import Report, read_report, write_report
-from geomag_edge.calibration.evaluation import compare
+from geomag_edge.calibration import Report, compare, read_report, write_report
 from geomag_edge.errors import DatasetError, OutputError
 
 

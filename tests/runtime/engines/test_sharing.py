@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import multiprocessing
 import os
 import pickle
 import signal
@@ -342,12 +341,25 @@ def test_a_fork_reads_a_file_through_handles_of_its_own(tmp_path):
     raster.close()
 
 
-def test_spawned_processes_start_with_nothing(bundle):
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        assert pool.apply(_text_of, (str(bundle),)) == _text_of(str(bundle))
+SPAWNS = """
+import multiprocessing, sys
+import numpy as np
+from geomag_edge import Pipeline
 
-
-def _text_of(bundle):
+def text_of(bundle):
     with Pipeline.load(bundle, threads=1) as pipe:
         return pipe(np.zeros((64, 64, 3), np.uint8), "a ship", "1", 1).text
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(text_of, sys.argv[1:]) == text_of(sys.argv[1])
+        print("the same")
+"""
+
+
+def test_spawned_processes_start_with_nothing(bundle, tmp_path):
+    # A script of its own: what a worker cannot import makes a pool wait for ever.
+    (tmp_path / "spawns.py").write_text(SPAWNS)
+    command = [sys.executable, str(tmp_path / "spawns.py"), str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "the same\n", done.stderr
