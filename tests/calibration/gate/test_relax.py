@@ -89,13 +89,13 @@ def test_a_refused_precision_gives_back_layers_and_says_which(
     bundle = Bundle.open(shutil.copytree(calibrated.root, tmp_path / "copy"))
     tried = []
 
-    def picky(stage, recipe, data, reference, gate, engines, threads, result, progress):
+    def picky(task, made, result):
         """A gate that lets nothing pass until so many layers have been given back."""
         passed = len(result.given_back) >= needed
         tried.append(len(result.given_back))
         result.verdicts["picky"] = SimpleNamespace(ok=passed, to_json=dict)
 
-    monkeypatch.setattr(quantize, "_measure", picky)
+    monkeypatch.setattr(quantize._Task, "judged", picky)
     result = quantize.quantize(bundle, "int4-llm", None, quantize.Gate(), threads=1, relax=True)
     assert result.ok is ok
     again = Bundle.open(bundle.root)
@@ -114,10 +114,10 @@ def test_a_refused_precision_gives_back_layers_and_says_which(
 def test_without_relax_nothing_is_given_back(calibrated, tmp_path, monkeypatch):
     bundle = Bundle.open(shutil.copytree(calibrated.root, tmp_path / "copy"))
 
-    def refuse(*given):
-        given[-2].verdicts["strict"] = SimpleNamespace(ok=False, to_json=dict)
+    def refuse(task, made, result):
+        result.verdicts["strict"] = SimpleNamespace(ok=False, to_json=dict)
 
-    monkeypatch.setattr(quantize, "_measure", refuse)
+    monkeypatch.setattr(quantize._Task, "judged", refuse)
     result = quantize.quantize(bundle, "int8", None, quantize.Gate(), threads=1)
     assert not result.ok
     assert result.given_back == []
@@ -129,11 +129,11 @@ def test_what_is_wide_already_is_not_given_back(calibrated, tmp_path, monkeypatc
     bundle = Bundle.open(shutil.copytree(calibrated.root, tmp_path / "copy"))
     kept = [node for graph, node in sizes(calibrated) if graph == "encoder"]
 
-    def picky(stage, recipe, data, reference, gate, engines, threads, result, progress):
+    def picky(task, made, result):
         passed = len(result.given_back) >= 4
         result.verdicts["picky"] = SimpleNamespace(ok=passed, to_json=dict)
 
-    monkeypatch.setattr(quantize, "_measure", picky)
+    monkeypatch.setattr(quantize._Task, "judged", picky)
     result = quantize.quantize(
         bundle, "int8", None, quantize.Gate(), keep=["encoder/*"], threads=1, relax=True
     )
