@@ -31,7 +31,7 @@ Place = Callable[[F64], F64]
 """Pixel coordinates [n,2] (x, y) -> coordinates [n,2]; NaN where there are none."""
 
 WGS84 = "EPSG:4326"  # looked up when it is needed, for that may fail
-NAME_CHARS = 100
+NAME_CHARS, SAID_CHARS = 100, 200
 """Of a coordinate system's name and of what PROJ says, in a note."""
 STRAY_M = 1000.0
 """A point that comes back from the ground this far away lies outside its projection. The ways there
@@ -150,7 +150,7 @@ def _no_way(crs: Any, points: F64) -> str | None:
         return f"nothing relates the image's CRS ({name}) to WGS 84"
     if "outside of projection domain" in complaint or not found:
         return f"no part of the image lies on the Earth, as its CRS ({name}) has it"
-    complaint = one_line(complaint, NAME_CHARS)
+    complaint = one_line(complaint, SAID_CHARS)
     return f"the image's CRS ({name}) cannot be taken to WGS 84 on this machine ({complaint})"
 
 
@@ -212,7 +212,7 @@ def _from_rpcs(rpcs: Any, shape: tuple[int, int]) -> Ground:
 
 def _cause(e: Exception) -> str:
     said = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".").lower()
-    return one_line(said, NAME_CHARS)
+    return one_line(said, SAID_CHARS)
 
 
 def _has_area(t: Affine) -> bool:
