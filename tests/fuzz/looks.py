@@ -119,7 +119,7 @@ def harmed(rng: random.Random, whole: bytes) -> bytes:
         elif how == "byte":
             data[at] = rng.randrange(256)
         elif how == "bytes":
-            data[at : at + rng.randint(0, 4)] = rng.randbytes(rng.randint(0, 4))
+            data[at : at + rng.randint(0, 4)] = rng.randbytes(rng.randint(1, 4))
         elif how == "copy":
             other, size = rng.randrange(len(data)), rng.randint(1, 64)
             data[at : at + size] = data[other : other + size]
