@@ -92,3 +92,5 @@ def _boxes(data: mmap.mmap, at: int, end: int, depth: int = 0) -> Iterator[bool]
         if kind in PARENTS:
             yield from _boxes(data, at + head, min(at + size, end), depth + 1)
         at += size
+    if depth and at != end:  # GDAL would take what is left, and what follows the parent, for a head
+        yield False

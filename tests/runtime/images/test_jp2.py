@@ -66,6 +66,7 @@ def test_boxes_that_end_pass(file, content):
     [
         SIGNATURE + box(b"jp2h", WHOLE[40:62] + box(b"colr", bytes(7), 0)),
         SIGNATURE + box(b"jp2h", box(b"ihdr", bytes(14), 7)),
+        SIGNATURE + box(b"jp2h", WHOLE[40:62] + box(b"colr", bytes(2)) + bytes(5)) + WHOLE[77:],
         SIGNATURE + box(b"jp2h", box(b"ihdr", bytes(14), 2**31)),
         SIGNATURE + struct.pack(">I4sQ", 1, b"uuid", 15) + bytes(8),
         SIGNATURE + struct.pack(">I4sQ", 1, b"uuid", 2**64 - 24) + bytes(8),
