@@ -43,7 +43,7 @@ from geomag_edge.benchmarks.publish import RESULTS, publish
 from geomag_edge.benchmarks.timing import percentiles, ratio
 from geomag_edge.errors import EngineError, GeoMagError, MissingExtraError
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.chain.decode import Prompt, Stop, decode_greedily
+from geomag_edge.runtime.chain.decode import LanguageModel, Prompt, Stop, decode_greedily
 from geomag_edge.runtime.engines.opening import open_engine
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -214,13 +214,13 @@ def _open_ours(forms: Forms, bundle: Bundle, threads: int) -> None:
 
 def own_answer(llm: Any, embed: Any, bundle: Bundle) -> Callable[[list[int], int], Said]:
     """Our decode loop on a prompt of ids, with no token that ends it or asks for a mask."""
-    shape = bundle.manifest.decoder
-    nothing = np.zeros((0, shape.hidden), np.float32)
+    model = LanguageModel(llm, embed, bundle.manifest.decoder)
+    nothing = np.zeros((0, model.shape.hidden), np.float32)
 
     def answer(ids: list[int], new: int) -> Said:
         with _CpuClock() as clock:
             said = decode_greedily(
-                llm, embed, shape, Prompt(ids, nothing, []), Stop(-1, (), new), on_ids=clock.at_ids
+                model, Prompt(ids, nothing, []), Stop(-1, (), new), on_ids=clock.at_ids
             )
         return {
             "ids": said.ids,

@@ -60,51 +60,60 @@ class Stop(NamedTuple):
     max_new_tokens: int
 
 
+class LanguageModel(NamedTuple):
+    """The open graphs `llm` and `embed`, the cache's shape, and how the engine's arrays are
+    joined and read."""
+
+    llm: Session
+    embed: Session
+    shape: DecoderShape
+    values: Values = HOST
+
+    def embedded(self, input_ids: Any) -> Any:
+        """[1,n] ids -> [1,n,D]."""
+        made = self.embed.run({"input_ids": input_ids}, self.values.kept)["inputs_embeds"]
+        expect(made, (1, input_ids.shape[1], self.shape.hidden))
+        return made
+
+    def joined(self, prompt: Prompt) -> Any:
+        """All that is read before the first new id: [length,D]."""
+        before, after = (
+            [self.embedded(np.array([ids], np.int64))[0]] if ids else []
+            for ids in ([*prompt.before], [*prompt.after, *prompt.prefix])
+        )
+        return self.values.concat([*before, prompt.visual, *after])
+
+    def read(self, feeds: dict[str, Any], count: int) -> dict[str, Any]:
+        """The outputs for `count` new places, the grown cache kept where the engine has it."""
+        kept = self.values.kept | frozenset(present_names(self.shape.layers))
+        out = self.llm.run(feeds, keep=kept)
+        expect(out["logits"], (1, 1, None))
+        expect(out["hidden_states"], (1, count, self.shape.hidden))
+        return out
+
+
 def decode_greedily(
-    llm: Session,
-    embed: Session,
-    shape: DecoderShape,
+    model: LanguageModel,
     prompt: Prompt,
     stop: Stop,
     on_ids: Callable[[list[int]], None] | None = None,
-    values: Values = HOST,
     go_on: Callable[[int, bool], bool] = lambda past, closing: True,
 ) -> Decoded:
     """One answer.
 
     Args:
-        llm, embed: open graphs.
-        shape: the cache's shape.
+        model: what answers.
         prompt: what it reads.
         stop: where it ends.
         on_ids: called with all answer ids so far after each new one.
-        values: how the engine's arrays are joined and read.
         go_on: asked before each step, with the tokens so far and whether only a [SEG] awaits it,
             whether there is time for it.
     """
-
-    def embedded(input_ids: Any) -> Any:
-        made = embed.run({"input_ids": input_ids}, values.kept)["inputs_embeds"]
-        expect(made, (1, input_ids.shape[1], shape.hidden))
-        return made
-
-    def listed(ids: Sequence[int]) -> Any:
-        return embedded(np.array([ids], np.int64).reshape(1, -1))[0]
-
-    def read(feeds: dict[str, Any], count: int) -> dict[str, Any]:
-        out = llm.run(feeds, keep=kept)
-        expect(out["logits"], (1, 1, None))
-        expect(out["hidden_states"], (1, count, shape.hidden))
-        return out
-
-    kept = values.kept | frozenset(present_names(shape.layers))
+    values, shape = model.values, model.shape
     start = values.now()
-    around = prompt.before, [*prompt.after, *prompt.prefix]
-    texts = [listed(ids) if ids else None for ids in around]
-    parts = [p for p in (texts[0], prompt.visual, texts[1]) if p is not None]
-    joined = values.concat(parts)
-    length = len(joined)
-    out = read(prompt_feeds(joined.reshape(1, length, -1), shape), length)
+    embeds = model.joined(prompt)
+    length = len(embeds)
+    out = model.read(prompt_feeds(embeds.reshape(1, length, -1), shape), length)
     ids = list(prompt.prefix)
     first = length - len(ids)
     queries = [
@@ -127,7 +136,7 @@ def decode_greedily(
         if not go_on(length, token == stop.seg_token_id):
             stopped = "deadline"
             break
-        out = read(step_feeds(embedded(input_ids), length, shape.layers, out), 1)
+        out = model.read(step_feeds(model.embedded(input_ids), length, shape.layers, out), 1)
         length, steps = length + 1, steps + 1
         if token == stop.seg_token_id and len(queries) < MOST_MASKS:
             queries.append(out["hidden_states"][0, -1])

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.chain.chain import Stopwatch
-from geomag_edge.runtime.chain.decode import Decoded, Prompt, Stop, decode_greedily
+from geomag_edge.runtime.chain.decode import Decoded, LanguageModel, Prompt, Stop, decode_greedily
 from geomag_edge.runtime.chain.look import Look
 from geomag_edge.runtime.chain.question import Question, Words
 from geomag_edge.runtime.chain.viewer import Viewer
@@ -31,9 +31,9 @@ def read(
     if question.deadline is not None:
         pace["go_on"] = question.deadline.pace(views)
     decoded = decode_greedily(
-        chain.sessions["llm"],
-        chain.sessions["embed"],
-        chain.manifest.decoder,
+        LanguageModel(
+            chain.sessions["llm"], chain.sessions["embed"], chain.manifest.decoder, chain.values
+        ),
         Prompt(words.before, visual, words.after, words.prefix),
         Stop(
             settings.seg_token_id,
@@ -41,7 +41,6 @@ def read(
             min(question.max_new_tokens, room),
         ),
         on_ids=on_ids,
-        values=chain.values,
         **pace,
     )
     if on_ids:

@@ -6,7 +6,7 @@ import pytest
 from geomag_edge.errors import BundleError
 from geomag_edge.graphs import past_names
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.chain.decode import Prompt, Stop, decode_greedily
+from geomag_edge.runtime.chain.decode import LanguageModel, Prompt, Stop, decode_greedily
 from geomag_edge.runtime.engines.opening import open_engine
 
 SEG = 0
@@ -56,9 +56,11 @@ def embedded(embed, ids):
 
 
 def decode(graphs, visual, prefix=(), seg=SEG, stop=(3,), count=8, **settings):
-    llm, embed, shape = graphs
     return decode_greedily(
-        llm, embed, shape, Prompt(BEFORE, visual, AFTER, prefix), Stop(seg, stop, count), **settings
+        LanguageModel(*graphs),
+        Prompt(BEFORE, visual, AFTER, prefix),
+        Stop(seg, stop, count),
+        **settings,
     )
 
 
@@ -130,8 +132,7 @@ def test_new_ids_are_told_one_by_one(graphs, visual, truth):
 
 
 def test_nothing_before_the_picture_is_allowed(graphs, visual):
-    llm, embed, shape = graphs
-    decoded = decode_greedily(llm, embed, shape, Prompt([], visual, AFTER), Stop(SEG, (), 2))
+    decoded = decode_greedily(LanguageModel(*graphs), Prompt([], visual, AFTER), Stop(SEG, (), 2))
     assert len(decoded.ids) == 2
 
 
