@@ -74,60 +74,92 @@ def answer(
         valid: bool[H,W], the pixels that hold data; None where all do.
     """
     config = model.config
-    size = height, width = image.shape[:2]
-    psc = PscSettings.from_json(config.psc)
-    shape, prompt_ids = torch.tensor(image.shape), processor.prompt_ids(prompt)
-
-    def encode(boxes: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
-        views = processor.views(image, boxes)
-        if valid is not None:
-            views = _without_nodata(processor, image, valid, boxes)
-        return model.encoder(views.to(model.dtype))
-
-    def select(embeds: Tensor, box: NDArray[np.float32]) -> tuple[Tensor, Candidates]:
-        granularity, *seen = model.psc(embeds, prompt_ids, torch.from_numpy(box), shape)
-        shares = None if valid is None else patch_shares(valid, box, config.grid, size)
-        look = (seen[0].numpy(), seen[1].numpy(), seen[2].numpy())
-        return granularity, look_on_data(look, box, size, psc, shares)[1:]
-
-    boxes = global_box(height, width)[None]
-    if valid is not None:
-        (top, bottom), (left, right) = (np.flatnonzero(valid.any(i))[[0, -1]] for i in (1, 0))
-        boxes = data_view((left, top, right + 1, bottom + 1), height, width)[None]
-    tokens, embeds, features = encode(boxes)
-    granularity, first = select(embeds, boxes[0])
+    sight = _Sight(model, processor, image, valid, processor.prompt_ids(prompt))
+    boxes = sight.whole_box()[None]
+    tokens, embeds, features = sight.encode(boxes)
+    granularity, first = sight.select(embeds, boxes[0])
     level = LEVELS[int(granularity.argmax())]
     budget = budget or config.budgets[level]
-
     if budget.crops:
-
-        def look_again(found: NDArray[np.float32]) -> list[Candidates]:
-            return [select(encode(box[None])[1], box)[1] for box in found]
-
-        side = math.ceil(boxes[0, 2] - boxes[0, 0])
-        levels = useful_levels(side, side, config.view_px, config.grid, psc)
         if crops is None:
-            crops, _ = choose_crops(first, budget.crops, levels, psc.overlap, look_again)
+            crops = sight.choose(first, boxes[0], budget.crops)
         if len(crops):
-            crop_tokens, _, crop_features = encode(crops)
+            crop_tokens, _, crop_features = sight.encode(crops)
             boxes = np.concatenate([boxes, crops])
             tokens = torch.cat([tokens, crop_tokens])
             features = torch.cat([features, crop_features])
-
-    def project(part: Tensor, part_boxes: NDArray[np.float32], grid: int) -> Tensor:
-        pooling = torch.from_numpy(pooling_matrix(config.grid, grid))
-        places = torch.from_numpy(token_positions(part_boxes, grid, height, width))
-        return model.projector(part, pooling, places).flatten(0, 1)
-
-    visual = [project(tokens[:1], boxes[:1], budget.global_grid)]
+    visual = [sight.project(tokens[:1], boxes[:1], budget.global_grid)]
     if len(boxes) > 1:
-        visual.append(project(tokens[1:], boxes[1:], budget.crop_grid))
+        visual.append(sight.project(tokens[1:], boxes[1:], budget.crop_grid))
     ids, hidden = _generate(
         model, processor, prompt, torch.cat(visual), answer_prefix, max_new_tokens
     )
     queries = hidden[torch.tensor(ids) == config.seg_token_id]
     mask_logits, quality = model.mask_head(features, queries)
     return ReferenceAnswer(ids, level, boxes, mask_logits, quality)
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """The image as the model sees it for one prompt: `answer`'s arguments, and the prompt's ids."""
+
+    model: GeoMagForConditionalGeneration
+    processor: GeoMagProcessor
+    image: NDArray[np.uint8]
+    valid: NDArray[np.bool_] | None
+    prompt_ids: Tensor
+
+    @property
+    def psc(self) -> PscSettings:
+        return PscSettings.from_json(self.model.config.psc)
+
+    def whole_box(self) -> NDArray[np.float32]:
+        """The global view, around what holds data."""
+        height, width = self.image.shape[:2]
+        if self.valid is None:
+            return global_box(height, width)
+        (top, bottom), (left, right) = (
+            np.flatnonzero(self.valid.any(axis))[[0, -1]] for axis in (1, 0)
+        )
+        return data_view((left, top, right + 1, bottom + 1), height, width)
+
+    def encode(self, boxes: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, embeds and features of these views."""
+        if self.valid is None:
+            views = self.processor.views(self.image, boxes)
+        else:
+            views = _without_nodata(self.processor, self.image, self.valid, boxes)
+        return self.model.encoder(views.to(self.model.dtype))
+
+    def select(self, embeds: Tensor, box: NDArray[np.float32]) -> tuple[Tensor, Candidates]:
+        """The prompt's granularity, and where this view may be magnified."""
+        size = self.image.shape[0], self.image.shape[1]
+        shape = torch.tensor(self.image.shape)
+        granularity, *seen = self.model.psc(embeds, self.prompt_ids, torch.from_numpy(box), shape)
+        shares = None
+        if self.valid is not None:
+            shares = patch_shares(self.valid, box, self.model.config.grid, size)
+        look = (seen[0].numpy(), seen[1].numpy(), seen[2].numpy())
+        return granularity, look_on_data(look, box, size, self.psc, shares)[1:]
+
+    def choose(
+        self, first: Candidates, whole: NDArray[np.float32], count: int
+    ) -> NDArray[np.float32]:
+        """At most `count` crops f32[k,4], found by looking again where it pays."""
+
+        def look_again(found: NDArray[np.float32]) -> list[Candidates]:
+            return [self.select(self.encode(box[None])[1], box)[1] for box in found]
+
+        config, side = self.model.config, math.ceil(whole[2] - whole[0])
+        levels = useful_levels(side, side, config.view_px, config.grid, self.psc)
+        return choose_crops(first, count, levels, self.psc.overlap, look_again)[0]
+
+    def project(self, tokens: Tensor, boxes: NDArray[np.float32], grid: int) -> Tensor:
+        """Views' tokens, pooled to `grid` a side and placed, for the LLM: [n*grid*grid,D]."""
+        height, width = self.image.shape[:2]
+        pooling = torch.from_numpy(pooling_matrix(self.model.config.grid, grid))
+        places = torch.from_numpy(token_positions(boxes, grid, height, width))
+        return self.model.projector(tokens, pooling, places).flatten(0, 1)
 
 
 def _without_nodata(
