@@ -35,51 +35,7 @@ def preset_config(name: str) -> GeoMagConfig:
         InputError: no such preset.
     """
     if name == "nano":
-        vision = CLIPVisionConfig(
-            hidden_size=192,
-            intermediate_size=768,
-            num_hidden_layers=4,
-            num_attention_heads=3,
-            image_size=128,
-            patch_size=8,
-            projection_dim=128,
-            hidden_act="gelu",
-        )
-        prompt = CLIPTextConfig(
-            vocab_size=NANO_VOCAB,
-            hidden_size=128,
-            intermediate_size=512,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-            projection_dim=128,
-            hidden_act="gelu",
-            eos_token_id=3,
-            bos_token_id=2,
-            pad_token_id=3,
-        )
-        text = Qwen3Config(
-            vocab_size=NANO_VOCAB,
-            hidden_size=192,
-            intermediate_size=576,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=48,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            eos_token_id=3,
-            bos_token_id=2,
-            pad_token_id=3,
-        )
-        config = _assemble(vision, prompt, text, embed_dim=128, feature_dim=64, heads=4, grid=8)
-        # Windows of 2, 4 and 8 of 16 patches: 8x, 4x and 2x as fine as the view they lie in.
-        config.psc |= {"windows": [2, 4, 8], "max_crops": 4}
-        plans = (TokenBudget(8, 4, 4), TokenBudget(8, 3, 8), TokenBudget(8, 4, 4))
-        config.tmra = {"budgets": {k: b.to_json() for k, b in zip(LEVELS, plans, strict=True)}}
-        # The phrases that it is trained on hold no punctuation, so a full stop means nothing to it.
-        config.text_form = config.psc_text_form = "canonical"
-        return config
+        return _nano_config()
     vision = CLIPVisionConfig(
         hidden_size=768,
         intermediate_size=3072,
@@ -102,6 +58,54 @@ def preset_config(name: str) -> GeoMagConfig:
     else:
         raise InputError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
     return _assemble(vision, prompt, text, embed_dim=512, feature_dim=256, heads=8, grid=12)
+
+
+def _nano_config() -> GeoMagConfig:
+    vision = CLIPVisionConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        image_size=128,
+        patch_size=8,
+        projection_dim=128,
+        hidden_act="gelu",
+    )
+    prompt = CLIPTextConfig(
+        vocab_size=NANO_VOCAB,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        projection_dim=128,
+        hidden_act="gelu",
+        eos_token_id=3,
+        bos_token_id=2,
+        pad_token_id=3,
+    )
+    text = Qwen3Config(
+        vocab_size=NANO_VOCAB,
+        hidden_size=192,
+        intermediate_size=576,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=48,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        eos_token_id=3,
+        bos_token_id=2,
+        pad_token_id=3,
+    )
+    config = _assemble(vision, prompt, text, embed_dim=128, feature_dim=64, heads=4, grid=8)
+    # Windows of 2, 4 and 8 of 16 patches: 8x, 4x and 2x as fine as the view they lie in.
+    config.psc |= {"windows": [2, 4, 8], "max_crops": 4}
+    plans = (TokenBudget(8, 4, 4), TokenBudget(8, 3, 8), TokenBudget(8, 4, 4))
+    config.tmra = {"budgets": {k: b.to_json() for k, b in zip(LEVELS, plans, strict=True)}}
+    # The phrases that it is trained on hold no punctuation, so a full stop means nothing to it.
+    config.text_form = config.psc_text_form = "canonical"
+    return config
 
 
 def _assemble(

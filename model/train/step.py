@@ -21,7 +21,7 @@ from geomag_edge.model.train.losses.answers import answer_part
 from geomag_edge.model.train.losses.attention import additive
 from geomag_edge.model.train.losses.heads import CENTRE_OUTPUTS, PATCH_OUTPUTS, DenseHeads
 from geomag_edge.model.train.losses.masking import masks_part
-from geomag_edge.model.train.losses.pointers import Watch, pointer_loss, visual_loss
+from geomag_edge.model.train.losses.pointers import Shown, Watch, pointer_loss, visual_loss
 from geomag_edge.model.train.samples import data
 from geomag_edge.model.train.samples.packing import Packed, TurnMaker, pack
 from geomag_edge.model.train.samples.targets import (
@@ -111,23 +111,8 @@ class Trainee:
         rng: np.random.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
         """The weighted loss of a step and its parts for the log."""
-        whole_boxes = np.stack([v.box for v in visits])[:, None]  # [B,1,4]
-        whole = self._encode(visits, whole_boxes)
         prompts, granularity = self._read(visits)
-        with torch.no_grad():
-            maps = self._relevance(whole.embeds, prompts, visits).sigmoid()
-        if budget.crops:
-            crop_boxes = np.stack(
-                [
-                    self._crops(v, m, budget.crops, mix, rng)
-                    for v, m in zip(visits, maps, strict=True)
-                ]
-            )
-            crops = self._encode(visits, crop_boxes)
-            boxes = np.concatenate([whole_boxes, crop_boxes], 1)
-            encoded = _interleave(whole, crops, len(visits), budget.crops)
-        else:
-            boxes, encoded = whole_boxes, whole
+        boxes, encoded = self._look(visits, prompts, budget, mix, rng)
         labels = list(self.each(lambda v, b: data.view_labels(v, b, self.grid), visits, boxes))
         parts = {
             "psc": self._psc_loss(encoded.embeds, prompts, labels),
@@ -140,39 +125,66 @@ class Trainee:
         if weights.nouns:
             parts["nouns"], logs["noun_iou"] = self._noun_loss(visits, boxes, encoded.features, rng)
         if weights.answer:
-            packed, hidden, visual = self._speak(visits, boxes, encoded.tokens, budget, rng)
-            parts["answer"], right = answer_part(
-                self.model.language_model.lm_head, packed, hidden, visits
-            )
-            logs |= right
-            if weights.mask:
-                parts["mask"], logs["mask_iou"] = self._mask_loss(
-                    packed, hidden, visits, boxes, encoded.features, rng
-                )
-            if weights.align:
-                parts["align"] = self._align_loss(packed, hidden, visits)
-            if weights.visual:
-                parts["visual"] = self._visual_loss(visual, patches, budget)
-            if weights.pointer:
-                front = len(self.turns.before)
-                parts["pointer"], found = pointer_loss(
-                    self.watch,
-                    self.heads,
-                    packed,
-                    visits,
-                    boxes,
-                    labels,
-                    budget,
-                    self.grid,
-                    front,
-                    front + sum(v.shape[1] for v in visual),
-                    self.marks,
-                )
-                logs |= found
-            self.watch.clear()
+            shown = Shown(visits, boxes, labels, budget, self.grid)
+            said, found = self._answer_losses(shown, encoded, patches, weights, rng)
+            parts, logs = parts | said, logs | found
         total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
         logs |= {name: float(part.detach()) for name, part in parts.items()}
         return total, logs | {"loss": float(total.detach())}
+
+    def _look(
+        self,
+        visits: list[data.Visit],
+        prompts: Tensor,
+        budget: TokenBudget,
+        mix: CropMix,
+        rng: np.random.Generator,
+    ) -> tuple[F32, Encoded]:
+        """The views of each scene, f32[B,n,4] px with the whole first, and what they gave."""
+        whole_boxes = np.stack([v.box for v in visits])[:, None]  # [B,1,4]
+        whole = self._encode(visits, whole_boxes)
+        with torch.no_grad():
+            maps = self._relevance(whole.embeds, prompts, visits).sigmoid()
+        if not budget.crops:
+            return whole_boxes, whole
+        chosen = [
+            self._crops(v, m, budget.crops, mix, rng) for v, m in zip(visits, maps, strict=True)
+        ]
+        crop_boxes = np.stack(chosen)
+        crops = self._encode(visits, crop_boxes)
+        boxes = np.concatenate([whole_boxes, crop_boxes], 1)
+        return boxes, _interleave(whole, crops, len(visits), budget.crops)
+
+    def _answer_losses(
+        self,
+        shown: Shown,
+        encoded: Encoded,
+        patches: tuple[Tensor, ...],
+        weights: LossWeights,
+        rng: np.random.Generator,
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """What the language model's answers are judged by, and how right they are."""
+        visits, boxes = shown.visits, shown.boxes
+        packed, hidden, visual = self._speak(visits, boxes, encoded.tokens, shown.budget, rng)
+        answer, logs = answer_part(self.model.language_model.lm_head, packed, hidden, visits)
+        parts = {"answer": answer}
+        if weights.mask:
+            parts["mask"], logs["mask_iou"] = self._mask_loss(
+                packed, hidden, visits, boxes, encoded.features, rng
+            )
+        if weights.align:
+            parts["align"] = self._align_loss(packed, hidden, visits)
+        if weights.visual:
+            parts["visual"] = self._visual_loss(visual, patches, shown.budget)
+        if weights.pointer:
+            front = len(self.turns.before)
+            places = slice(front, front + sum(v.shape[1] for v in visual))
+            parts["pointer"], found = pointer_loss(
+                self.watch, self.heads, packed, shown, places, self.marks
+            )
+            logs |= found
+        self.watch.clear()
+        return parts, logs
 
     def _encode(self, visits: list[data.Visit], boxes: F32) -> Encoded:
         pixels = self.each(

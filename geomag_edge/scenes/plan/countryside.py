@@ -192,31 +192,7 @@ def _quay_side(b: Builder, c: Cell, v_sea: float, quay: float) -> None:
     b.road(c.u0, v_road, c.u1, v_road, 9.5)
     c.block(c.u0, v_road - 6, c.u1, v_road + 6)
     b.traffic(c.u0, v_road, c.u1, v_road, 9.5, rng.uniform(35, 110))
-    if rng.random() < 0.6:
-        u = c.u0 + rng.uniform(0.1, 0.4) * c.w
-        while u < c.u1 - 0.1 * c.w:
-            b.decor(
-                "crane",
-                HIGH,
-                u,
-                v_sea + 2,
-                math.pi / 2,
-                (38, 12, 22),
-                rng.choice(((196, 168, 60), (70, 100, 150), (170, 72, 56))),
-            )
-            u += rng.uniform(45, 110)
-    hues = ((150, 66, 52), (62, 92, 138), (176, 150, 84), (96, 124, 92), (150, 150, 150))
-    u = c.u0 + rng.uniform(0.05, 0.3) * c.w
-    while u < c.u1 - 30:  # container stacks
-        rows, cols = rng.randrange(2, 5), rng.randrange(2, 6)
-        if c.take(u + cols * 3.2, v_sea - quay * 0.62, cols * 6.4, rows * 2.7):
-            for i in range(rows * cols):
-                if rng.random() < 0.8:
-                    b.decor("slab", LOW, u + (i % cols) * 6.4 + 3.2,
-                            v_sea - quay * 0.62 + (i // cols - (rows - 1) / 2) * 2.7, 0.0,
-                            (6.0, 2.4, 3.5),
-                            shade(rng.choice(hues), rng.uniform(0.8, 1.15)))  # fmt: skip
-        u += cols * 6.4 + rng.uniform(8, 70)
+    _cranes_and_containers(b, c, v_sea, quay)
     depth = v_road - 10 - c.v0
     land = Cell(c.u0, c.v0, c.u1, v_road - 6, rng, c.taken)
     b.area(
@@ -245,6 +221,35 @@ def _quay_side(b: Builder, c: Cell, v_sea: float, quay: float) -> None:
                    rng.uniform(20, 66), rng.uniform(14, 28), "flat",
                    height_m=rng.uniform(6, 11))  # fmt: skip
     b.trees(land, int(c.w * max(depth, 0) / 1800))
+
+
+def _cranes_and_containers(b: Builder, c: Cell, v_sea: float, quay: float) -> None:
+    rng = b.rng
+    if rng.random() < 0.6:
+        u = c.u0 + rng.uniform(0.1, 0.4) * c.w
+        while u < c.u1 - 0.1 * c.w:
+            b.decor(
+                "crane",
+                HIGH,
+                u,
+                v_sea + 2,
+                math.pi / 2,
+                (38, 12, 22),
+                rng.choice(((196, 168, 60), (70, 100, 150), (170, 72, 56))),
+            )
+            u += rng.uniform(45, 110)
+    hues = ((150, 66, 52), (62, 92, 138), (176, 150, 84), (96, 124, 92), (150, 150, 150))
+    u = c.u0 + rng.uniform(0.05, 0.3) * c.w
+    while u < c.u1 - 30:  # container stacks
+        rows, cols = rng.randrange(2, 5), rng.randrange(2, 6)
+        if c.take(u + cols * 3.2, v_sea - quay * 0.62, cols * 6.4, rows * 2.7):
+            for i in range(rows * cols):
+                if rng.random() < 0.8:
+                    b.decor("slab", LOW, u + (i % cols) * 6.4 + 3.2,
+                            v_sea - quay * 0.62 + (i // cols - (rows - 1) / 2) * 2.7, 0.0,
+                            (6.0, 2.4, 3.5),
+                            shade(rng.choice(hues), rng.uniform(0.8, 1.15)))  # fmt: skip
+        u += cols * 6.4 + rng.uniform(8, 70)
 
 
 def farmland(b: Builder, c: Cell) -> None:

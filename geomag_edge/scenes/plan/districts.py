@@ -212,19 +212,7 @@ def airport(b: Builder, c: Cell) -> None:
     narrow = c.h < 480
     width = rng.uniform(24, 32) if narrow else rng.uniform(40, 50)
     v_run = c.v + (0.22 if narrow else 0.2) * c.h
-    corners = [(c.u0, v_run - width / 2), (c.u1, v_run - width / 2),
-               (c.u1, v_run + width / 2), (c.u0, v_run + width / 2)]  # fmt: skip
-    rgb = shade(catalog.ASPHALT_RGB, rng.uniform(0.75, 1.0))
-    runway = b.area_thing("runway", corners, PAD, "grey", "large", rgb, catalog.ASPHALT)
-    c.block(c.u0, v_run - width / 2 - 8, c.u1, v_run + width / 2 + 8)
-    if runway is not None:
-        runway.orientation = math.degrees(b.frame.heading(c.u, v_run, 0.0)) % 180
-        u = c.u0 + 25
-        while u < c.u1 - 20:
-            b.decor("slab", MARK, u, v_run, 0.0, (30, 0.9, 0), PAINT_RGB, owner=runway)
-            for off in (1.5 - width / 2, width / 2 - 1.5):
-                b.decor("slab", MARK, u, v_run + off, 0.0, (50.5, 0.9, 0), PAINT_RGB, owner=runway)
-            u += 50
+    _runway(b, c, v_run, width)
     v_taxi = v_run - width / 2 - 0.1 * c.h
     concrete = shade(catalog.CONCRETE_RGB, rng.uniform(0.86, 1.0))
 
@@ -238,42 +226,62 @@ def airport(b: Builder, c: Cell) -> None:
         pad(u - 9, v_taxi, u + 9, v_run)
     c.block(c.u0, v_taxi - 12, c.u1, v_taxi + 12)
     size = "small" if narrow and rng.random() < 0.5 else "large"
-    length_max = catalog.AIRCRAFT_LENGTH_M[size][1]
-    depth = length_max * (1.5 if size == "large" else 3.4)
+    depth = catalog.AIRCRAFT_LENGTH_M[size][1] * (1.5 if size == "large" else 3.4)
     v_top = v_taxi - 9 - depth
     u_a, u_b = c.u0 + 0.14 * c.w, c.u1 - 0.14 * c.w
     pad(u_a, v_top, u_b, v_taxi)
     c.block(u_a, v_top, u_b, v_taxi)
-    rows = 1 if size == "large" else 2
+    _stands(b, u_a, u_b, v_top, depth, size)
+    if rng.random() < 0.35:
+        length = rng.uniform(*catalog.AIRCRAFT_LENGTH_M[size])
+        _aircraft(b, c.u + rng.uniform(-0.3, 0.3) * c.w, rng.choice((v_run, v_taxi)),
+                  rng.choice((0.0, math.pi)), length, size)  # fmt: skip
+    _airside_buildings(b, c, v_top)
+
+
+def _runway(b: Builder, c: Cell, v_run: float, width: float) -> None:
+    corners = [(c.u0, v_run - width / 2), (c.u1, v_run - width / 2),
+               (c.u1, v_run + width / 2), (c.u0, v_run + width / 2)]  # fmt: skip
+    rgb = shade(catalog.ASPHALT_RGB, b.rng.uniform(0.75, 1.0))
+    runway = b.area_thing("runway", corners, PAD, "grey", "large", rgb, catalog.ASPHALT)
+    c.block(c.u0, v_run - width / 2 - 8, c.u1, v_run + width / 2 + 8)
+    if runway is None:
+        return
+    runway.orientation = math.degrees(b.frame.heading(c.u, v_run, 0.0)) % 180
+    u = c.u0 + 25
+    while u < c.u1 - 20:
+        b.decor("slab", MARK, u, v_run, 0.0, (30, 0.9, 0), PAINT_RGB, owner=runway)
+        for off in (1.5 - width / 2, width / 2 - 1.5):
+            b.decor("slab", MARK, u, v_run + off, 0.0, (50.5, 0.9, 0), PAINT_RGB, owner=runway)
+        u += 50
+
+
+def _stands(b: Builder, u_a: float, u_b: float, v_top: float, depth: float, size: str) -> None:
+    """Aircraft side by side on the apron, some places empty."""
+    rng = b.rng
+    longest = catalog.AIRCRAFT_LENGTH_M[size][1]
     chance = rng.choice((0.0, 0.2, 0.45, 0.7, 0.9))
-    for row in range(rows):
-        u = u_a + 0.6 * length_max
-        while u < u_b - 0.55 * length_max:
+    for row in range(1 if size == "large" else 2):
+        u = u_a + 0.6 * longest
+        while u < u_b - 0.55 * longest:
             if rng.random() < chance:
                 length = rng.uniform(*catalog.AIRCRAFT_LENGTH_M[size])
-                at = v_top + (0.52 + 1.1 * row) * length_max + 4
+                at = v_top + (0.52 + 1.1 * row) * longest + 4
                 _aircraft(b, u, at, -math.pi / 2 + rng.uniform(-0.06, 0.06), length, size)
             elif rng.random() < 0.4:
                 b.vehicle(u, v_top + 6, 0.0, rng.random() < 0.3)
             b.decor(
                 "slab", MARK, u, v_top + depth / 2, math.pi / 2, (depth - 4, 0.4, 0), (200, 172, 78)
             )
-            u += length_max * rng.uniform(1.12, 1.3)
-    if rng.random() < 0.35:
-        length = rng.uniform(*catalog.AIRCRAFT_LENGTH_M[size])
-        _aircraft(b, c.u + rng.uniform(-0.3, 0.3) * c.w, rng.choice((v_run, v_taxi)),
-                  rng.choice((0.0, math.pi)), length, size)  # fmt: skip
+            u += longest * rng.uniform(1.12, 1.3)
+
+
+def _airside_buildings(b: Builder, c: Cell, v_top: float) -> None:
+    """Terminal, hangars, parking and the road behind the apron's edge at `v_top`."""
+    rng = b.rng
     hall = rng.uniform(18, 30)
-    b.building(
-        c,
-        c.u - 0.1 * c.w,
-        v_top - hall / 2 - 4,
-        rng.uniform(60, 100),
-        hall,
-        "flat",
-        rng.choice(("white", "grey", "blue")),
-        12.0,
-    )
+    b.building(c, c.u - 0.1 * c.w, v_top - hall / 2 - 4, rng.uniform(60, 100), hall, "flat",
+               rng.choice(("white", "grey", "blue")), 12.0)  # fmt: skip
     for _ in range(8):
         hangar = rng.uniform(24, 42)
         b.building(c, rng.uniform(c.u0, c.u1), v_top - hangar / 2 - rng.uniform(3, 30), hangar,

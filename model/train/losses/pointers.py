@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from geomag_edge.model.train.samples.targets import finest_view
 from geomag_edge.views import image_to_view, pooling_matrix
 
 F32 = NDArray[np.float32]
+Marks = tuple[int | None, int | None, int]
 
 FEW = 3
 """A mask's query is shown where to look if it has no more objects than this."""
@@ -119,18 +121,79 @@ class _Boxes:
         return (floor - (wanted * logits.log_softmax(-1)).sum(-1)).mean()
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What the language model was shown of a step's scenes.
+
+    Attributes:
+        visits, boxes f32[B,n,4], labels: the scenes, their views, and what these hold.
+        budget: of the visual tokens.
+        grid: patches along a view.
+    """
+
+    visits: list[Visit]
+    boxes: F32
+    labels: list[ViewLabels]
+    budget: TokenBudget
+    grid: int
+
+    def tokens(self, scene: int, objects: list[int], only: int | None = None) -> F32:
+        """See `token_weights`."""
+        return token_weights(self.labels[scene], objects, self.budget, self.grid, only)
+
+    def finest(self, scene: int, box: Sequence[float]) -> int:
+        """The finest view of a scene that shows a box (px) wholly."""
+        return finest_view(tuple(box), self.boxes[scene])
+
+    def inside(self, scene: int, box: Sequence[float]) -> F32:
+        """A box (px) in 0..1 of that view."""
+        view = self.boxes[scene][self.finest(scene, box)]
+        return np.array(image_to_view(view.tolist(), box), np.float32)
+
+
+@dataclass
+class _Pointers:
+    """Everything that a step's questions say of where to look."""
+
+    by_name: _Looks = field(default_factory=_Looks)
+    by_object: _Looks = field(default_factory=_Looks)
+    asked: _Boxes = field(default_factory=_Boxes)
+    found: _Boxes = field(default_factory=_Boxes)
+
+    def add(
+        self, shown: Shown, b: int, q: int, ids: list[Any], span: tuple[int, int, int], marks: Marks
+    ) -> None:
+        """One question of scene `b`; `ids` and `span` are its tokens in the packed row."""
+        visit, (start, first, stop) = shown.visits[b], span
+        question, subject = visit.questions[q], visit.subjects[q]
+        targets, rows = list(question.targets), [first]
+        if question.kind == "describe_box":
+            mark = ids.index(marks[1], start)
+            rows = list(range(mark, stop))
+            box = np.array(image_to_view(visit.box.tolist(), question.boxes[0]), np.float32)
+            self.asked.add(b, [mark], box)
+            tokens = shown.tokens(b, targets, shown.finest(b, question.boxes[0]))
+            self.by_name.add(b, rows, tokens)
+            self.by_object.add(b, rows, tokens)
+            return
+        if question.kind == "find_box":
+            mark = ids.index(marks[2], first)
+            rows = list(range(mark, stop))
+            view = shown.finest(b, question.boxes[0])
+            self.by_object.add(b, rows, shown.tokens(b, targets, view))
+            self.found.add(b, rows, shown.inside(b, question.boxes[0]))
+        elif question.level == "pixel" and targets:
+            rows = [ids.index(marks[2], first)]
+            if len(targets) <= FEW:
+                self.by_object.add(b, rows, shown.tokens(b, targets))
+            if len(targets) == 1:
+                self.found.add(b, rows, shown.inside(b, visit.scene.boxes[targets[0]]))
+        if subject is not None and subject.any():
+            self.by_name.add(b, rows, shown.tokens(b, np.flatnonzero(subject).tolist()))
+
+
 def pointer_loss(
-    watch: Watch,
-    heads: DenseHeads,
-    packed: Packed,
-    visits: list[Visit],
-    boxes: F32,
-    labels: list[ViewLabels],
-    budget: TokenBudget,
-    grid: int,
-    front: int,
-    shared: int,
-    marks: tuple[int | None, int | None, int],
+    watch: Watch, heads: DenseHeads, packed: Packed, shown: Shown, visual: slice, marks: Marks
 ) -> tuple[Tensor, dict[str, float]]:
     """Looks and boxes of one step, each a mean over its rows, and the four parts for the log.
 
@@ -138,58 +201,24 @@ def pointer_loss(
         watch: after the forward pass.
         heads: with `asked` and `found`.
         packed: the questions.
-        visits, boxes f32[B,n,4], labels: their scenes.
-        budget: of the visual tokens.
-        grid: patches along a view.
-        front, shared: positions in front of the visual tokens, and in front of the questions.
+        shown: their scenes.
+        visual: positions of the visual tokens; the questions begin behind them.
         marks: ids of `<box>`, `</box>` and [SEG].
     """
-    by_name, by_object, asked, found = _Looks(), _Looks(), _Boxes(), _Boxes()
-    for b, (visit, label) in enumerate(zip(visits, labels, strict=True)):
+    told = _Pointers()
+    for b, spans in enumerate(packed.spans):
         ids = packed.ids[b].tolist()
-        for q, (start, first, stop) in enumerate(packed.spans[b]):
-            question, subject = visit.questions[q], visit.subjects[q]
-            targets = list(question.targets)
-            rows = [first]
-            if question.kind == "describe_box":
-                mark = ids.index(marks[1], start)
-                rows = list(range(mark, stop))
-                box = np.array(image_to_view(visit.box.tolist(), question.boxes[0]), np.float32)
-                asked.add(b, [mark], box)
-                only = finest_view(question.boxes[0], boxes[b])
-                tokens = token_weights(label, targets, budget, grid, only)
-                by_name.add(b, rows, tokens)
-                by_object.add(b, rows, tokens)
-                continue
-            if question.kind == "find_box":
-                mark = ids.index(marks[2], first)
-                rows = list(range(mark, stop))
-                view = finest_view(question.boxes[0], boxes[b])
-                by_object.add(b, rows, token_weights(label, targets, budget, grid, view))
-                found.add(b, rows, _inside(boxes[b], question.boxes[0]))
-            elif question.level == "pixel" and targets:
-                rows = [ids.index(marks[2], first)]
-                if len(targets) <= FEW:
-                    by_object.add(b, rows, token_weights(label, targets, budget, grid))
-                if len(targets) == 1:
-                    found.add(b, rows, _inside(boxes[b], visit.scene.boxes[targets[0]]))
-            if subject is not None and subject.any():
-                named = np.flatnonzero(subject).tolist()
-                by_name.add(b, rows, token_weights(label, named, budget, grid))
+        for q, span in enumerate(spans):
+            told.add(shown, b, q, ids, span, marks)
+    front, shared = visual.start, visual.stop
     parts = {
-        "look/name": by_name.loss(watch.scores[watch.name], front, shared),
-        "look/object": by_object.loss(watch.scores[watch.object], front, shared),
-        "asked": asked.loss(watch.states[watch.name], heads.asked, shared),
-        "found": found.loss(watch.states[watch.object], heads.found, shared),
+        "look/name": told.by_name.loss(watch.scores[watch.name], front, shared),
+        "look/object": told.by_object.loss(watch.scores[watch.object], front, shared),
+        "asked": told.asked.loss(watch.states[watch.name], heads.asked, shared),
+        "found": told.found.loss(watch.states[watch.object], heads.found, shared),
     }
     total = torch.stack(list(parts.values())).sum()
     return total, {name: float(part.detach()) for name, part in parts.items()}
-
-
-def _inside(views: F32, box: Sequence[float]) -> F32:
-    """A box (px) in 0..1 of the finest of the views f32[n,4] that shows it wholly."""
-    view = views[finest_view(tuple(box), views)]
-    return np.array(image_to_view(view.tolist(), box), np.float32)
 
 
 def token_weights(
