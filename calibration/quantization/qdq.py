@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .linears import Linear, find_linears
+from .linears import find_linears
+from .nodes import Form, put_pairs
 from .scales import GraphScales
 
 LEVELS = 127
@@ -43,19 +44,9 @@ def quantize_linears(
         for linear in find_linears(model)
         if linear.name not in keep and linear.tensor in scales.tensors
     ]
-    activations: dict[ir.Value, ir.Value] = {}
-    weights: dict[tuple[ir.Value, int], ir.Value] = {}
-    for linear in chosen:
-        if linear.activation not in activations:
-            threshold = scales.tensors[linear.tensor].threshold(method)
-            activations[linear.activation] = _activation(model, linear, threshold)
-        key = (linear.weight, linear.out_axis)
-        if key not in weights:
-            weights[key] = _weight(model, linear)
-        linear.node.replace_input_with(0, activations[linear.activation])
-        linear.node.replace_input_with(1, weights[key])
-    _drop_unread(model, {weight for weight, _ in weights})
-    return [linear.name for linear in chosen]
+    return put_pairs(
+        model, chosen, INT8, lambda linear: scales.tensors[linear.tensor].threshold(method)
+    )
 
 
 def quantize_weight(
@@ -86,58 +77,4 @@ def step_of(threshold: NDArray | float, dtype: np.dtype) -> NDArray[np.floating]
     return np.maximum(step, float(np.finfo(dtype).tiny)).astype(dtype)
 
 
-def _activation(model: ir.Model, linear: Linear, threshold: float) -> ir.Value:
-    """The activation behind one Q/DQ pair, placed right before its first reader."""
-    assert linear.weight.const_value is not None
-    name, dtype = linear.activation.name, linear.weight.const_value.dtype
-    scale = _constant(model, f"{name}_scale", step_of(threshold, dtype.numpy()))
-    zero = _constant(model, f"{name}_zero_point", np.zeros((), np.int8))
-    quantized = ir.node("QuantizeLinear", [linear.activation, scale, zero], name=f"{name}_quantize")
-    _name(quantized, f"{name}_quantized", ir.DataType.INT8, linear.activation.shape)
-    restored = ir.node(
-        "DequantizeLinear", [quantized.outputs[0], scale, zero], name=f"{name}_dequantize"
-    )
-    _name(restored, f"{name}_dequantized", dtype, linear.activation.shape)
-    model.graph.insert_before(linear.node, [quantized, restored])
-    return restored.outputs[0]
-
-
-def _weight(model: ir.Model, linear: Linear) -> ir.Value:
-    """The weight as an int8 constant behind a DequantizeLinear."""
-    weight, const = linear.weight, linear.weight.const_value
-    assert const is not None
-    name = f"{weight.name}_{linear.out_axis}"
-    values, steps = quantize_weight(const.numpy(), linear.out_axis)
-    quantized = _constant(model, f"{name}_quantized", values)
-    scale = _constant(model, f"{name}_scale", steps)
-    zero = _constant(model, f"{name}_zero_point", np.zeros(steps.shape, np.int8))
-    restored = ir.node(
-        "DequantizeLinear",
-        [quantized, scale, zero],
-        {"axis": linear.out_axis},
-        name=f"{name}_dequantize",
-    )
-    _name(restored, f"{name}_dequantized", const.dtype, ir.Shape(values.shape))
-    model.graph.insert_before(linear.node, restored)
-    return restored.outputs[0]
-
-
-def _constant(model: ir.Model, name: str, array: NDArray) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    model.graph.register_initializer(value)
-    return value
-
-
-def _name(node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> None:
-    out = node.outputs[0]
-    out.name, out.type, out.shape = name, ir.TensorType(dtype), shape
-
-
-def _drop_unread(model: ir.Model, weights: set[ir.Value]) -> None:
-    """Removes weights that no node reads any more, so that no file holds them twice."""
-    for weight in weights:
-        if not weight.uses() and not weight.is_graph_output() and weight.name:
-            del model.graph.initializers[weight.name]
+INT8 = Form("", np.int8, step_of, quantize_weight)

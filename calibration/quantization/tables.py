@@ -20,6 +20,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
+from .nodes import constant
+
 LEVELS = 127
 
 MIN_ROWS = 256
@@ -44,8 +46,8 @@ def quantize_tables(model: ir.Model, keep: Collection[str] = ()) -> list[str]:
         assert table.const_value is not None
         rows, scales = quantize_rows(table.const_value.numpy())
         dtype = table.const_value.dtype
-        narrow = _initializer(model, f"{table.name}_int8", ir.Tensor(rows))
-        scale = _initializer(model, f"{table.name}_scale", ir.Tensor(scales[:, None]))
+        narrow = constant(model, f"{table.name}_int8", ir.Tensor(rows))
+        scale = constant(model, f"{table.name}_scale", ir.Tensor(scales[:, None]))
         for node, _ in list(table.uses()):
             _look_up(model, node, narrow, scale, dtype)
             changed.append(node.name or "")
@@ -73,7 +75,7 @@ def dequantize_first(model: ir.Model) -> list[str]:
         restored = model.graph.initializers.get(f"{name}_steps")
         if restored is None:
             steps = ir.Tensor(scale.const_value.numpy()[:, 0].copy())
-            restored = _initializer(model, f"{name}_steps", steps)
+            restored = constant(model, f"{name}_steps", steps)
         table = ir.node("DequantizeLinear", [rows, restored], {"axis": 0}, name=f"{node.name}_all")
         table.outputs[0].name = f"{result.name}_table"
         picked = ir.node("Gather", [table.outputs[0], ids], {"axis": 0}, name=node.name)
@@ -158,14 +160,3 @@ def _look_up(
     ir.convenience.replace_nodes_and_values(
         model.graph, node, [node], [picked, wide, steps, scaled], [result], [made_result]
     )
-
-
-def _initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.Value(
-        name=name,
-        const_value=tensor,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(tensor.shape.numpy()),
-    )
-    model.graph.register_initializer(value)
-    return value

@@ -11,9 +11,9 @@ from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from geomag_edge.calibration.quantization.linears import Linear, find_linears
+from geomag_edge.calibration.quantization.nodes import constant
 from geomag_edge.calibration.quantization.qdq import quantize_weight
 
 
@@ -62,9 +62,9 @@ def _weight(model: ir.Model, linear: Linear) -> tuple[ir.Value, ir.Value, ir.Val
     assert linear.weight.const_value is not None
     values, steps = quantize_weight(linear.weight.const_value.numpy(), linear.out_axis)
     return (
-        _constant(model, f"{name}_i8", values),
-        _constant(model, f"{name}_step", steps),
-        _constant(model, f"{name}_zero", np.zeros(steps.shape, np.int8)),
+        constant(model, f"{name}_i8", values),
+        constant(model, f"{name}_step", steps),
+        constant(model, f"{name}_zero", np.zeros(steps.shape, np.int8)),
     )
 
 
@@ -89,12 +89,3 @@ def _multiply(
     ir.convenience.replace_nodes_and_values(
         model.graph, linear.node, [linear.node], [product, wide, scale, scaled], [result], [made]
     )
-
-
-def _constant(model: ir.Model, name: str, array: NDArray) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    model.graph.register_initializer(value)
-    return value

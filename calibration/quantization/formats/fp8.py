@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from geomag_edge.calibration.quantization.linears import Linear, find_linears
+from geomag_edge.calibration.quantization.linears import find_linears
+from geomag_edge.calibration.quantization.nodes import Form, put_pairs
 from geomag_edge.calibration.quantization.scales import GraphScales
 from geomag_edge.errors import InputError
 
@@ -54,21 +55,9 @@ def quantize_fp8(
         and linear.name not in keep
         and linear.tensor in scales.tensors
     ]
-    activations: dict[ir.Value, ir.Value] = {}
-    weights: dict[tuple[ir.Value, int], ir.Value] = {}
-    for linear in chosen:
-        if linear.activation not in activations:
-            largest = scales.tensors[linear.tensor].threshold("minmax")
-            activations[linear.activation] = _activation(model, linear, largest)
-        key = (linear.weight, linear.out_axis)
-        if key not in weights:
-            weights[key] = _weight(model, linear)
-        linear.node.replace_input_with(0, activations[linear.activation])
-        linear.node.replace_input_with(1, weights[key])
-    for weight, _ in weights:
-        if not weight.uses() and not weight.is_graph_output():
-            model.graph.initializers.pop(weight.name or "", None)
-    return [linear.name for linear in chosen]
+    return put_pairs(
+        model, chosen, E4M3, lambda linear: scales.tensors[linear.tensor].threshold("minmax")
+    )
 
 
 def fp8_weight(weight: NDArray[np.floating], out_axis: int) -> tuple[NDArray, NDArray[np.floating]]:
@@ -95,49 +84,4 @@ def _scale(largest: NDArray | float, dtype: np.dtype) -> NDArray[np.floating]:
     return np.maximum(scale, float(np.finfo(dtype).tiny)).astype(dtype)
 
 
-def _activation(model: ir.Model, linear: Linear, largest: float) -> ir.Value:
-    assert linear.weight.const_value is not None
-    name, dtype = linear.activation.name, linear.weight.const_value.dtype
-    scale = _constant(model, f"{name}_fp8_scale", _scale(largest, dtype.numpy()))
-    zero = _constant(model, f"{name}_fp8_zero", np.zeros((), ml_dtypes.float8_e4m3fn))
-    narrow = ir.node("QuantizeLinear", [linear.activation, scale, zero], name=f"{name}_to_fp8")
-    _describe(narrow, f"{name}_fp8", ir.DataType.FLOAT8E4M3FN, linear.activation.shape)
-    wide = ir.node("DequantizeLinear", [narrow.outputs[0], scale, zero], name=f"{name}_from_fp8")
-    _describe(wide, f"{name}_fp8_wide", dtype, linear.activation.shape)
-    model.graph.insert_before(linear.node, [narrow, wide])
-    return wide.outputs[0]
-
-
-def _weight(model: ir.Model, linear: Linear) -> ir.Value:
-    tensor = linear.weight.const_value
-    assert tensor is not None
-    name = f"{linear.weight.name}_{linear.out_axis}"
-    codes, scales = fp8_weight(tensor.numpy(), linear.out_axis)
-    zeros = np.zeros(scales.shape, ml_dtypes.float8_e4m3fn)
-    wide = ir.node(
-        "DequantizeLinear",
-        [
-            _constant(model, f"{name}_fp8", codes),
-            _constant(model, f"{name}_fp8_scale", scales),
-            _constant(model, f"{name}_fp8_zero", zeros),
-        ],
-        {"axis": linear.out_axis},
-        name=f"{name}_from_fp8",
-    )
-    _describe(wide, f"{name}_fp8_wide", tensor.dtype, linear.weight.shape)
-    model.graph.insert_before(linear.node, wide)
-    return wide.outputs[0]
-
-
-def _constant(model: ir.Model, name: str, array: NDArray) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    model.graph.register_initializer(value)
-    return value
-
-
-def _describe(node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> None:
-    out = node.outputs[0]
-    out.name, out.type, out.shape = name, ir.TensorType(dtype), shape
+E4M3 = Form("_fp8", ml_dtypes.float8_e4m3fn, _scale, fp8_weight)

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from geomag_edge.calibration.quantization.linears import Linear, find_linears
+from geomag_edge.calibration.quantization.nodes import constant, drop_unread
 from geomag_edge.errors import InputError
 
 BLOCKS = (16, 32, 64, 128, 256)
@@ -203,8 +204,8 @@ def as_qdq(model: ir.Model, weights: Mapping[str, BlockWeight]) -> ir.Model:
             node = ir.node(
                 "DequantizeLinear",
                 [
-                    _initializer(model, f"{name}_int{found.bits}", _integers(found)),
-                    _initializer(model, f"{name}_scale", ir.Tensor(scales)),
+                    _shared(model, f"{name}_int{found.bits}", _integers(found)),
+                    _shared(model, f"{name}_scale", ir.Tensor(scales)),
                 ],
                 {"axis": 0, "block_size": found.block},
                 name=f"{name}_dequantize",
@@ -215,7 +216,7 @@ def as_qdq(model: ir.Model, weights: Mapping[str, BlockWeight]) -> ir.Model:
             node.outputs[0].shape = linear.weight.shape
             made[name] = node.outputs[0]
         linear.node.replace_input_with(1, made[name])
-        _drop(model, linear.weight)
+        drop_unread(model, [linear.weight])
     return model
 
 
@@ -240,8 +241,8 @@ def as_matmulnbits(
             "MatMulNBits",
             [
                 linear.activation,
-                _initializer(model, f"{name}_nbits", ir.Tensor(_nibbles(found))),
-                _initializer(model, f"{name}_nbits_scale", ir.Tensor(scales)),
+                _shared(model, f"{name}_nbits", ir.Tensor(_nibbles(found))),
+                _shared(model, f"{name}_nbits_scale", ir.Tensor(scales)),
             ],
             {
                 "K": rows,
@@ -258,7 +259,7 @@ def as_matmulnbits(
         ir.convenience.replace_nodes_and_values(
             model.graph, linear.node, [linear.node], [node], [output], [result]
         )
-        _drop(model, linear.weight)
+        drop_unread(model, [linear.weight])
     return model
 
 
@@ -302,19 +303,6 @@ def _nibbles(weight: BlockWeight) -> NDArray[np.uint8]:
     return packed.reshape(columns, rows // weight.block, -1)
 
 
-def _initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = model.graph.initializers.get(name)
-    if value is None:
-        value = ir.Value(
-            name=name,
-            const_value=tensor,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape.numpy()),
-        )
-        model.graph.register_initializer(value)
-    return value
-
-
-def _drop(model: ir.Model, weight: ir.Value) -> None:
-    if not weight.uses() and not weight.is_graph_output():
-        model.graph.initializers.pop(weight.name or "", None)
+def _shared(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A constant that every layer with the same weight reads."""
+    return model.graph.initializers.get(name) or constant(model, name, tensor)

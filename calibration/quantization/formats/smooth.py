@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from geomag_edge.calibration.quantization.linears import Linear, find_linears
+from geomag_edge.calibration.quantization.nodes import constant, drop_unread
 from geomag_edge.calibration.quantization.qdq import LEVELS
 from geomag_edge.calibration.quantization.ranges import METHODS
 from geomag_edge.calibration.quantization.scales import Channels, GraphScales, TensorScale
@@ -225,11 +226,5 @@ def _replace(model: ir.Model, node: ir.Node, index: int, array: NDArray) -> None
     name = f"{old.name}_smoothed_for_{node.name}"
     while name in model.graph.initializers:
         name += "_again"
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    model.graph.register_initializer(value)
-    node.replace_input_with(index, value)
-    if not old.uses() and not old.is_graph_output() and old.name:
-        del model.graph.initializers[old.name]
+    node.replace_input_with(index, constant(model, name, np.ascontiguousarray(array)))
+    drop_unread(model, [old])
