@@ -21,6 +21,7 @@ from geomag_edge.benchmarks.timing import percentiles
 from geomag_edge.errors import InputError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.answers.outputs import write_outputs
+from geomag_edge.runtime.answers.overlay import Looked
 from geomag_edge.runtime.chain.pipeline import Pipeline
 from geomag_edge.runtime.chain.result import Result
 from geomag_edge.runtime.engines.engine import Session
@@ -156,10 +157,10 @@ def query(
         for mask in result.masks:
             _ = mask.area_px  # goes over every block that the mask touches
         pasted = time.perf_counter()
+        seen = Looked(result.view_box, result.crop_boxes, result.relevance)
         write_outputs(
             out, session.scene, {"prompt": ask.prompt, "text": result.text, "boxes": result.boxes},
-            result.masks, result.relevance, result.view_box, result.crop_boxes,
-            [ask.prompt] * len(result.masks),
+            result.masks, [ask.prompt] * len(result.masks), seen,
         )  # fmt: skip
     end = time.perf_counter()
     asked = (answered - opened) * 1e3

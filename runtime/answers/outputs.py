@@ -13,7 +13,6 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
-from numpy.typing import ArrayLike, NDArray
 from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
@@ -26,7 +25,7 @@ from geomag_edge.runtime.images.unwarned import unwarned
 
 from .geojson import feature_collection
 from .masks import BLOCK_PX, Mask
-from .overlay import draw_overlay, mask_colour
+from .overlay import Looked, draw_overlay, mask_colour
 from .placing import ANSWER, check_inputs, placed
 
 SIDECAR = "masks.tif.aux.xml"
@@ -37,10 +36,8 @@ def write_outputs(
     scene: Scene,
     answer: dict[str, Any],
     masks: Sequence[Mask],
-    relevance: NDArray[np.float32] | None,
-    view_box: ArrayLike,
-    crop_boxes: ArrayLike,
     labels: Sequence[str],
+    seen: Looked,
 ) -> dict[str, Path]:
     """Writes the four files of an answer into a folder, which is made if it is not there.
 
@@ -54,10 +51,8 @@ def write_outputs(
         answer: what answer.json holds; `prompt`, `text` and `boxes` (px) also go into the picture.
             What is to be known of the polygons' coordinates is added to its `notes`.
         masks: in order; where they overlap, the earlier one keeps its pixels in masks.tif.
-        relevance: f32[G,G], or None.
-        view_box: x0, y0, x1, y1 (px) of the square that `relevance` covers.
-        crop_boxes: f32[K,4] px, the windows that were magnified.
         labels: one for each mask.
+        seen: where the model looked, for the picture.
 
     Returns:
         Paths of `answer`, `masks`, `polygons` and `overlay`.
@@ -81,9 +76,7 @@ def write_outputs(
                 "polygons": _write(stage / "masks.geojson", lambda: _json(polygons, indent=None)),
                 "overlay": _write(
                     stage / "overlay.png",
-                    lambda: _png(
-                        draw_overlay(scene, answer, masks, relevance, view_box, crop_boxes, labels)
-                    ),
+                    lambda: _png(draw_overlay(scene, answer, masks, labels, seen)),
                 ),
                 "answer": _write(stage / ANSWER, lambda: _json(answer, indent=2)),
             }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,31 +44,44 @@ def mask_colour(number: int) -> Colour:
     return PALETTE[(number - 1) % len(PALETTE)]
 
 
+class Looked(NamedTuple):
+    """Where the model looked.
+
+    Attributes:
+        view_box: x0, y0, x1, y1 (px) of the square that `relevance` covers.
+        crop_boxes: f32[K,4] px, the windows that were magnified.
+        relevance: f32[G,G], or None.
+    """
+
+    view_box: ArrayLike
+    crop_boxes: ArrayLike = ()
+    relevance: NDArray[np.float32] | None = None
+
+
 def draw_overlay(
     scene: Scene,
     answer: dict[str, Any],
     masks: Sequence[Mask],
-    relevance: NDArray[np.float32] | None,
-    view_box: ArrayLike,
-    crop_boxes: ArrayLike,
     labels: Sequence[str],
+    seen: Looked,
 ) -> Image.Image:
     """Two panels, side by side or (wide scenes) stacked, below the question and the answer."""
     picture, scale = _panel(scene)
     data = _data(scene, picture, scale)
-    crops = np.asarray(crop_boxes, np.float64).reshape(-1, 4) * scale
+    crops = np.asarray(seen.crop_boxes, np.float64).reshape(-1, 4) * scale
     in_text = answer.get("boxes")
     boxes = np.asarray([] if in_text is None else in_text, np.float64).reshape(-1, 4) * scale
     looked = picture.copy()
-    if relevance is not None:
-        looked = _with_heat(looked, relevance, np.asarray(view_box, np.float64) * scale, data)
+    if seen.relevance is not None:
+        view_box = np.asarray(seen.view_box, np.float64) * scale
+        looked = _with_heat(looked, seen.relevance, view_box, data)
     for i, box in enumerate(crops, start=1):
         _outline_box(looked, box, INK, str(i) if len(crops) > 1 else "")
     found = _with_masks(picture, masks, scale, labels, data)
     for box in boxes:
         _outline_box(found, box, INK, "")
     panels = [
-        (looked, "Where it looked", _looked_legend(relevance is not None, len(crops), answer)),
+        (looked, "Where it looked", _looked_legend(seen.relevance is not None, len(crops), answer)),
         (found, "What it found", _found_legend(masks, labels, len(boxes))),
     ]
     return _page(panels, _headline(answer))

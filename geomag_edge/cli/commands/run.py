@@ -242,17 +242,11 @@ def describe(result: Result, image: Path | str) -> dict[str, Any]:
 def write(session: Any, result: Result, answer: dict[str, Any], out: Path) -> dict[str, Path]:
     """Writes an answer's files into a folder; those of an earlier answer are replaced."""
     from geomag_edge.runtime.answers.outputs import write_outputs
+    from geomag_edge.runtime.answers.overlay import Looked
 
-    return write_outputs(
-        out,
-        session.scene,
-        answer,
-        result.masks,
-        result.relevance,
-        result.view_box,
-        result.crop_boxes,
-        [result.prompt] * len(result.masks),
-    )
+    labels = [result.prompt] * len(result.masks)
+    seen = Looked(result.view_box, result.crop_boxes, result.relevance)
+    return write_outputs(out, session.scene, answer, result.masks, labels, seen)
 
 
 def print_answer(answer: dict[str, Any]) -> None:

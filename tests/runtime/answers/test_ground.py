@@ -16,6 +16,7 @@ from rasterio.transform import GCPTransformer, RPCTransformer, from_origin
 from geomag_edge.runtime.answers.geojson import feature_collection
 from geomag_edge.runtime.answers.masks import Mask
 from geomag_edge.runtime.answers.outputs import write_outputs
+from geomag_edge.runtime.answers.overlay import Looked
 from geomag_edge.runtime.images.georef import Georef
 from geomag_edge.runtime.images.scene import Scene
 
@@ -236,10 +237,8 @@ def test_a_place_that_is_none_never_costs_the_answer(tmp_path, capfd, georef, co
     with Scene.open(np.zeros((*SHAPE, 3), np.uint8)) as scene:
         scene.georef = georef
         view = [0, 0, SHAPE[1], SHAPE[1]]
-        files = write_outputs(
-            tmp_path, scene, {"text": "", "boxes": []}, [box_mask()], None, view,
-            np.zeros((0, 4), np.float32), ["x"],
-        )  # fmt: skip
+        answer = {"text": "", "boxes": []}
+        files = write_outputs(tmp_path, scene, answer, [box_mask()], ["x"], Looked(view))
     data = json.loads(files["polygons"].read_text())
     assert data["geomag_coordinates"] == coordinates
     assert data["features"][0]["geometry"] is not None

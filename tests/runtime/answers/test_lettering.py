@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import geomag_edge.runtime.answers.lettering as lettering
 from geomag_edge.runtime.answers.lettering import lettered
-from geomag_edge.runtime.answers.overlay import draw_overlay
+from geomag_edge.runtime.answers.overlay import Looked, draw_overlay
 from geomag_edge.runtime.images.scene import Scene
 
 FOREIGN = "C\u00e1diz \u2013 H\u00e4fen \u043f\u043e\u0440\u0442 \u6e2f\u53e3 \U0001f6a2"
@@ -85,5 +85,5 @@ WORDS = {
 def test_an_overlay_takes_any_words(system, text):
     with Scene.open(Image.new("RGB", (60, 40))) as scene:
         answer = {"prompt": text, "text": text, "boxes": []}
-        made = draw_overlay(scene, answer, [], None, [0, 0, 60, 60], [], [])
+        made = draw_overlay(scene, answer, [], [], Looked([0, 0, 60, 60]))
     assert made.width > 60

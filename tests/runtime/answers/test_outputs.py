@@ -24,7 +24,7 @@ from geomag_edge.runtime.answers import antimeridian, outline, outputs, overlay
 from geomag_edge.runtime.answers.geojson import feature_collection
 from geomag_edge.runtime.answers.masks import Mask
 from geomag_edge.runtime.answers.outputs import write_outputs
-from geomag_edge.runtime.answers.overlay import ROW
+from geomag_edge.runtime.answers.overlay import ROW, Looked
 from geomag_edge.runtime.images.scene import NO_DATA_GREY, Georef, Scene
 from geomag_edge.views import global_box
 
@@ -66,9 +66,8 @@ def answer_to(scene, out, masks, labels=None, answer=None, relevance=None):
     box = global_box(scene.height, scene.width)
     labels = labels or [f"thing {i + 1}" for i in range(len(masks))]
     answer = answer if answer is not None else {"prompt": "find the things", "text": "[SEG]"}
-    return write_outputs(
-        out, scene, answer, masks, relevance, box, np.array([[10, 10, 60, 60]]), labels
-    )
+    seen = Looked(box, np.array([[10, 10, 60, 60]]), relevance)
+    return write_outputs(out, scene, answer, masks, labels, seen)
 
 
 def signed_area(ring):
@@ -529,6 +528,7 @@ import numpy as np
 from geomag_edge.errors import OutputError
 from geomag_edge.runtime.answers.masks import Mask
 from geomag_edge.runtime.answers.outputs import write_outputs
+from geomag_edge.runtime.answers.overlay import Looked
 from geomag_edge.runtime.images.scene import Scene
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
@@ -537,7 +537,7 @@ with Scene.open(noise.integers(0, 255, (600, 600, 3), dtype=np.uint8)) as scene:
     box = np.array([[0, 0, 600, 600]])
     mask = Mask((600, 600), box, noise.normal(size=(1, 300, 300)), np.ones(1), 1)
     try:
-        write_outputs(sys.argv[1], scene, {}, [mask], None, box[0], box, ["x"])
+        write_outputs(sys.argv[1], scene, {}, [mask], ["x"], Looked(box[0], box))
     except OutputError as e:
         print(e)
 """
@@ -581,9 +581,8 @@ def test_nothing_is_written_or_drawn_where_there_is_no_data(tmp_path, monkeypatc
             monkeypatch.setattr(
                 overlay, name, lambda *a, n=name, r=real: drawn.setdefault(n, r(*a))
             )
-        overlay.draw_overlay(
-            scene, {}, [everywhere], relevance, global_box(height, width), [], ["thing"]
-        )
+        seen = Looked(global_box(height, width), relevance=relevance)
+        overlay.draw_overlay(scene, {}, [everywhere], ["thing"], seen)
     with rasterio.open(written["masks"]) as ds:
         np.testing.assert_array_equal(ds.read(1) > 0, valid)
     feature = json.loads(written["polygons"].read_text())["features"][0]
