@@ -18,7 +18,6 @@ from torch import Tensor
 from geomag_edge.budgets import LEVELS, TokenBudget
 from geomag_edge.model.geomag import GeoMagForConditionalGeneration
 from geomag_edge.model.processor import GeoMagProcessor
-from geomag_edge.nodata import data_view, fill_view, look_on_data, patch_shares
 from geomag_edge.views import (
     Candidates,
     PscSettings,
@@ -28,6 +27,7 @@ from geomag_edge.views import (
     token_positions,
     useful_levels,
 )
+from geomag_edge.views_on_data import data_view, fill_view, look_on_data, patch_shares
 
 
 @dataclass

@@ -23,10 +23,10 @@ from geomag_edge.runtime.images.reading import CACHE_BYTES
 from geomag_edge.runtime.images.scene import Scene
 from geomag_edge.runtime.images.unwarned import unwarned
 
+from .exchange import ANSWER, check_inputs, placed
 from .geojson import feature_collection
 from .masks import BLOCK_PX, Mask
 from .overlay import Looked, draw_overlay, mask_colour
-from .placing import ANSWER, check_inputs, placed
 
 SIDECAR = "masks.tif.aux.xml"
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Manifest
-from geomag_edge.nodata import look_on_data
 from geomag_edge.prompts import PromptCoder
 from geomag_edge.runtime.answers.masks import MaskMaps
 from geomag_edge.runtime.engines.engine import Engine, Session
@@ -24,6 +23,7 @@ from geomag_edge.runtime.engines.sharing import Door
 from geomag_edge.runtime.engines.values import HOST, Values, expect, values_of
 from geomag_edge.runtime.images.scene import Scene
 from geomag_edge.views import pooling_matrix, token_positions
+from geomag_edge.views_on_data import look_on_data
 
 F32 = NDArray[np.float32]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from geomag_edge.nodata import data_view
 from geomag_edge.runtime.chain.chain import F32, Chain, Stopwatch, Views
 from geomag_edge.runtime.images.scene import Scene
 from geomag_edge.views import global_box, useful_levels
+from geomag_edge.views_on_data import data_view
 
 
 class Viewer:

@@ -3,7 +3,7 @@
 Pixels without data (nodata, mask, alpha 0, NaN, infinity) become the mean colour of `mean_std`
 before a view is cut, so that they are zero, to within rounding to a byte, after normalisation, and
 add nothing to their neighbours. In the view they are then continued from what has data
-(`geomag_edge.nodata.fill_view`).
+(`geomag_edge.views_on_data.fill_view`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 from geomag_edge.cpp_ext import psc_crop
 from geomag_edge.cpp_ext.checks import checked_boxes, checked_mean_std
 from geomag_edge.errors import ImageError
-from geomag_edge.nodata import fill_view
+from geomag_edge.views_on_data import fill_view
 
 from .arrays import Picture, from_array, from_pillow
 from .georef import Georef

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from geomag_edge.nodata import patch_shares
+from geomag_edge.views_on_data import patch_shares
 
 from .pixels import Valid
 from .raster import Raster

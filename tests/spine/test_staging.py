@@ -8,7 +8,7 @@ import pytest
 from geomag_edge.disk import staging
 from geomag_edge.disk.staging import staged_folder
 from geomag_edge.errors import OutputError
-from geomag_edge.runtime.answers.placing import placed
+from geomag_edge.runtime.answers.exchange import placed
 
 
 @pytest.fixture

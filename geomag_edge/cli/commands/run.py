@@ -136,7 +136,7 @@ def open_pipeline(args: argparse.Namespace, bundle: Bundle | None = None) -> Pip
 
 def execute(args: argparse.Namespace) -> None:
     """Asks, writes the outputs, prints the answer."""
-    from geomag_edge.runtime.answers.placing import check_inputs
+    from geomag_edge.runtime.answers.exchange import check_inputs
 
     if args.output and args.output.exists() and not args.output.is_dir():
         raise OutputError(f"{args.output} is a file: give a folder for the outputs")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geomag_edge.nodata import SMALLER, data_view, fill_view, look_on_data, patch_shares
 from geomag_edge.views import PscSettings, global_box, select_windows, windows_of
+from geomag_edge.views_on_data import SMALLER, data_view, fill_view, look_on_data, patch_shares
 
 GRIDS = st.integers(2, 7)
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from geomag_edge.disk import owners, staging
-from geomag_edge.runtime.answers.placing import FILES, is_ours, placed
+from geomag_edge.runtime.answers.exchange import FILES, is_ours, placed
 from tests.fuzz.events import ENDED, FAILED, ended_at, kill
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
