@@ -5,7 +5,12 @@ weights are random by seed, drawn wide enough that greedy answers vary.
 """
 
 import dataclasses
+import fcntl
 import json
+import os
+import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,21 +200,46 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint_of, tmp_path_factory):
+def made_once(tmp_path_factory):
+    """(name, make) -> what `make(folder)` gives, for processes that share TINY_BUNDLES made once.
+
+    An export takes seconds, and the parts of a test run want the same ones.
+    """
+    root = Path(os.environ.get("TINY_BUNDLES") or tmp_path_factory.mktemp("bundles"))
+
+    def made(name, make):
+        said = root / f"{name}.pickle"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not said.exists():
+                shutil.rmtree(root / name, ignore_errors=True)  # of a run that was stopped
+                value = make(root / name)
+                said.write_bytes(pickle.dumps(value))
+        return pickle.loads(said.read_bytes())
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint_of, made_once):
     """(family, opset, dtype) -> `Exported`, made once."""
     from geomag_edge.export.exporter import export_bundle
 
-    made = {}
+    opened = {}
 
     def export(family=MAIN_FAMILY, opset=23, dtype="fp32"):
         key = (family, opset, dtype)
-        if key not in made:
-            checkpoint = checkpoint_of(family)
-            out = tmp_path_factory.mktemp("bundles") / f"{family}-{opset}-{dtype}"
+        checkpoint = checkpoint_of(family)
+
+        def make(out):
             steps = []
             report = export_bundle(checkpoint, out, dtype=dtype, opset=opset, progress=steps.append)
-            made[key] = Exported(out, checkpoint, report, steps, *key)
-        return made[key]
+            return out, report, steps
+
+        if key not in opened:
+            out, report, steps = made_once("-".join(map(str, key)), make)
+            opened[key] = Exported(out, checkpoint, report, steps, *key)
+        return opened[key]
 
     return export
 
@@ -221,7 +251,7 @@ def bundle(exported):
 
 
 @pytest.fixture(scope="session")
-def nano(tmp_path_factory):
+def nano(made_once):
     """The folder of the shipped checkpoint's bundle, calibrated on two small scenes; read only."""
     from geomag_edge.calibration.quantization.capture import capture
     from geomag_edge.calibration.quantization.scales import save_scales
@@ -230,10 +260,12 @@ def nano(tmp_path_factory):
     from geomag_edge.manifest import Bundle
     from geomag_edge.model.presets import shipped_checkpoint
 
-    root = tmp_path_factory.mktemp("nano") / "bundle"
-    export_bundle(shipped_checkpoint("nano"), root)
-    found = capture(Bundle.open(root), open_calibration_set("scenes:1:2:256"), threads=1)
-    return save_scales(Bundle.open(root), found.scales, "mse").root
+    def make(root):
+        export_bundle(shipped_checkpoint("nano"), root)
+        found = capture(Bundle.open(root), open_calibration_set("scenes:1:2:256"), threads=1)
+        return save_scales(Bundle.open(root), found.scales, "mse").root
+
+    return made_once("nano", make)
 
 
 @pytest.fixture(scope="session")
