@@ -26,6 +26,8 @@ HEAVY = {
 }
 """Honest work of minutes: these never get a bundle or checkpoint that is in order."""
 WRITES = {"-o", "--output"}
+MANY = 64
+"""Scenes, or questions of each, that are drawn in seconds."""
 
 
 def make(rng: Generator, world: World, outside: Outside, folder: Path) -> Case:
@@ -55,8 +57,15 @@ def make(rng: Generator, world: World, outside: Outside, folder: Path) -> Case:
         argv = [str(folder / "in" / "none") if a in _sound_places(world) else a for a in argv]
         if name == "quickstart":  # it needs nothing, so only its output folder can stop it
             argv += ["-o", str(world.picture)]
+    if name == "scenes" and any(_number(a) > MANY for a in argv):  # hours of honest work, too
+        argv += ["-o", str(world.picture)]
     argv = [a.replace("\0", "") for a in argv]  # no shell can pass one on
     return Case(argv, " ".join(ascii(a)[:40] for a in argv), folder, _out(argv, folder), long=True)
+
+
+def _number(word: str) -> int:
+    last = word.rpartition("=")[2]
+    return int(last) if last.isdecimal() else 0
 
 
 def _sound_places(world: World) -> set[str]:
