@@ -65,7 +65,7 @@ def make(rng: Generator, world: World, outside: Outside, folder: Path) -> Case:
 
 def _number(word: str) -> int:
     last = word.rpartition("=")[2]
-    return int(last) if last.isdecimal() else 0
+    return int(last[:9]) if last.isdecimal() else 0
 
 
 def _sound_places(world: World) -> set[str]:
