@@ -10,6 +10,7 @@ this launcher has never met a driver.
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from .cuda_image import compile_cubin, find_fatbin
 from .layout import BLOCK_THREADS, device_layout, kernel_arguments, launch_grid
 
 _KERNELS = {"float32": "geomag_psc_crop_f32", "float16": "geomag_psc_crop_f16"}
+_CHECKS = {"boxes": (checked_boxes, BoxError), "mean_std": (checked_mean_std, InputError)}
 
 
 class DeviceViews:
@@ -80,12 +82,37 @@ def psc_crop_cuda(
     """
     size = checked_size(size)
     dtype_name = checked_output_dtype(dtype)
-    core, driver = _cuda()
+    core, _ = _cuda()
     device = _current_device(core)
     queue = _stream(core, device, stream)
-    handle = int(queue.handle)
 
-    picture = _view(image, handle)
+    picture = _picture(image, queue)
+    layout = device_layout(picture.shape, _byte_strides(picture))
+    windows = _small(boxes, "boxes", device, queue)
+    if len(windows.shape) != 2 or windows.shape[1] != 4:
+        raise BoxError(f"boxes have shape {list(windows.shape)}; expected [K, 4]")
+    scaling = _small(mean_std, "mean_std", device, queue)
+    if scaling.shape != (2, 3):
+        raise InputError(f"mean_std has shape {list(scaling.shape)}; expected [2, 3]")
+    n_boxes = windows.shape[0]
+    views, address = _output(out, (n_boxes, 3, size, size), dtype_name, device, queue)
+
+    if n_boxes:
+        arguments = kernel_arguments(
+            int(picture.ptr), layout, windows.address, scaling.address, size, address
+        )
+        config = core.LaunchConfig(grid=launch_grid(n_boxes, size), block=BLOCK_THREADS)
+        kernel = _kernel(int(device.device_id), _KERNELS[dtype_name])
+        core.launch(queue, config, kernel, *arguments.values())
+    for copied in (windows, scaling):
+        if copied.buffer is not None:
+            copied.buffer.close(queue)
+    return views
+
+
+def _picture(image: Any, queue: Any) -> Any:
+    """The image's pointer, shape and strides; uint8 [H, W, 3] in device memory, or ImageError."""
+    picture = _view(image, queue)
     if picture is None:
         raise ImageError("image is not in device memory; use geomag_edge.cpp_ext.psc_crop on hosts")
     if picture.dtype != np.uint8 or len(picture.shape) != 3 or picture.shape[2] != 3:
@@ -94,61 +121,52 @@ def psc_crop_cuda(
         )
     if 0 in picture.shape:
         raise ImageError(f"image has shape {list(picture.shape)}, so no pixels")
-    layout = device_layout(picture.shape, _byte_strides(picture))
+    return picture
 
-    temporary: list[Any] = []
 
-    def on_device(value: Any, name: str) -> tuple[int, tuple[int, ...]]:
-        """Pointer and shape of a small float32 input, copied over if it is on the host."""
-        view = _view(value, handle)
-        if view is None:
-            checked = checked_boxes(value) if name == "boxes" else checked_mean_std(value)
-            buffer = device.allocate(max(checked.nbytes, 1), stream=queue)
-            temporary.append(buffer)
-            # Pageable memory this small is staged before the call returns.
-            (status,) = driver.cuMemcpyHtoDAsync(
-                int(buffer.handle), checked.ctypes.data, checked.nbytes, handle
-            )
-            if int(status):
-                raise KernelError(f"copying {name} to the device failed: {status}")
-            return int(buffer.handle), checked.shape
-        if view.dtype != np.float32 or not _is_contiguous(view):
-            raise (BoxError if name == "boxes" else InputError)(
-                f"{name} on the device must be contiguous float32, not {view.dtype}"
-            )
-        return int(view.ptr), tuple(view.shape)
+@dataclass(frozen=True)
+class _Small:
+    """A small input in device memory; `buffer` is to be closed if it was copied there."""
 
-    boxes_pointer, boxes_shape = on_device(boxes, "boxes")
-    if len(boxes_shape) != 2 or boxes_shape[1] != 4:
-        raise BoxError(f"boxes have shape {list(boxes_shape)}; expected [K, 4]")
-    mean_std_pointer, mean_std_shape = on_device(mean_std, "mean_std")
-    if mean_std_shape != (2, 3):
-        raise InputError(f"mean_std has shape {list(mean_std_shape)}; expected [2, 3]")
+    address: int
+    shape: tuple[int, ...]
+    buffer: Any = None
 
-    shape = (boxes_shape[0], 3, size, size)
-    if out is None:
-        item = np.dtype(dtype_name).itemsize
-        buffer = device.allocate(max(int(np.prod(shape)) * item, 1), stream=queue)
-        views: Any = DeviceViews(buffer, shape, dtype_name, queue)
-        out_pointer = int(buffer.handle)
-    else:
-        target = _view(out, handle)
-        if target is None or tuple(target.shape) != shape or target.dtype != np.dtype(dtype_name):
-            raise InputError(f"out must be {dtype_name} {list(shape)} in device memory")
-        if not _is_contiguous(target):
-            raise InputError("out must be contiguous")
-        views, out_pointer = out, int(target.ptr)
 
-    if shape[0]:
-        arguments = kernel_arguments(
-            int(picture.ptr), layout, boxes_pointer, mean_std_pointer, size, out_pointer
+def _small(value: Any, name: str, device: Any, queue: Any) -> _Small:
+    """The boxes or the mean_std, copied over if they are on the host."""
+    check, error = _CHECKS[name]
+    view = _view(value, queue)
+    if view is None:
+        checked = check(value)
+        buffer = device.allocate(max(checked.nbytes, 1), stream=queue)
+        _, driver = _cuda()
+        # Pageable memory this small is staged before the call returns.
+        (status,) = driver.cuMemcpyHtoDAsync(
+            int(buffer.handle), checked.ctypes.data, checked.nbytes, int(queue.handle)
         )
-        config = core.LaunchConfig(grid=launch_grid(shape[0], size), block=BLOCK_THREADS)
-        kernel = _kernel(int(device.device_id), _KERNELS[dtype_name])
-        core.launch(queue, config, kernel, *arguments.values())
-    for buffer in temporary:
-        buffer.close(queue)
-    return views
+        if int(status):
+            raise KernelError(f"copying {name} to the device failed: {status}")
+        return _Small(int(buffer.handle), checked.shape, buffer)
+    if view.dtype != np.float32 or not _is_contiguous(view):
+        raise error(f"{name} on the device must be contiguous float32, not {view.dtype}")
+    return _Small(int(view.ptr), tuple(view.shape))
+
+
+def _output(
+    out: Any, shape: tuple[int, ...], dtype: str, device: Any, queue: Any
+) -> tuple[Any, int]:
+    """The caller's `out`, or new views, and where they begin."""
+    if out is None:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        buffer = device.allocate(max(size, 1), stream=queue)
+        return DeviceViews(buffer, shape, dtype, queue), int(buffer.handle)
+    target = _view(out, queue)
+    if target is None or tuple(target.shape) != shape or target.dtype != np.dtype(dtype):
+        raise InputError(f"out must be {dtype} {list(shape)} in device memory")
+    if not _is_contiguous(target):
+        raise InputError("out must be contiguous")
+    return out, int(target.ptr)
 
 
 def _cuda() -> tuple[Any, Any]:
@@ -187,7 +205,7 @@ def _stream(core: Any, device: Any, stream: Any) -> Any:
     raise InputError(f"stream is {type(stream).__name__}; expected a CUDA stream or its handle")
 
 
-def _view(value: Any, stream_handle: int) -> Any:
+def _view(value: Any, queue: Any) -> Any:
     """The array's pointer, shape and strides if it is in device memory, else None."""
     from cuda.core.utils import StridedMemoryView
 
@@ -195,7 +213,7 @@ def _view(value: Any, stream_handle: int) -> Any:
         return None
     if isinstance(value, np.ndarray):
         return None
-    view = StridedMemoryView(value, stream_ptr=stream_handle)
+    view = StridedMemoryView(value, stream_ptr=int(queue.handle))
     return view if view.is_device_accessible else None
 
 
