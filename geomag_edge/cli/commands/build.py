@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomag_edge.budgets import LEVELS
@@ -16,13 +17,14 @@ from geomag_edge.errors import FitError, MissingExtraError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.printing import one_line, table
 from geomag_edge.runtime.engines.tensorrt.profiles import CACHES
-from geomag_edge.targets import Target, load_catalog
+from geomag_edge.targets import Catalog, Device, Target, load_catalog
 
 if TYPE_CHECKING:
     from geomag_edge.manifest import Bundle
     from geomag_edge.runtime.engines.tensorrt.build import OnPhase
     from geomag_edge.runtime.engines.tensorrt.record import BuildRecord
     from geomag_edge.runtime.planning.fit import Fit
+    from geomag_edge.targets.detect import Machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,37 +88,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Checks the target's rules and the fit, builds what changed, prints the engines."""
     from geomag_edge.runtime.engines.tensorrt.build import BuildOptions
-    from geomag_edge.runtime.engines.tensorrt.bundle import FORM, build_bundle
+    from geomag_edge.runtime.engines.tensorrt.bundle import build_bundle
     from geomag_edge.runtime.engines.tensorrt.profiles import plans_of, up_to
-    from geomag_edge.runtime.planning.fit import fit_bundle
-    from geomag_edge.targets.check import check_graph
-    from geomag_edge.targets.detect import choose_target, look_around
+    from geomag_edge.targets.detect import look_around
 
     catalog = load_catalog(args.targets_file)
     bundle = open_bundle(args)
     machine = look_around()
     device = catalog.device(args.device) if args.device else None
-    if args.target != "auto":
-        name = args.target
-    elif device is not None:
-        name = device.targets[0]
-    else:
-        name = choose_target(machine, catalog, engines=True)
-    target = catalog.target(name)
-    if args.target == "auto":
-        tell(f"build: saw {machine}: target {name}")
+    target = _target(args.target, catalog, device, machine)
     precision = args.precision or _default_precision(bundle, target)
     graphs = tuple(args.graph or CHAIN)
 
-    fit = None
-    try:
-        for graph in graphs:
-            check_graph(bundle.graph(graph, precision, FORM), target)
-        fit = fit_bundle(bundle, target, precision, device, args.watts, args.budget, args.cache)
-    except MissingExtraError as e:
-        if args.check_only or device is not None:
-            raise
-        tell(f"build: {e}; going on unchecked")
+    fit = _checked(args, bundle, target, precision, graphs, device)
     if args.check_only and fit is not None:
         if args.json:
             print_json(fit.to_json())
@@ -143,21 +127,44 @@ def execute(args: argparse.Namespace) -> None:
         print_json(
             {"bundle": str(args.bundle), "folder": record.folder, "built": built} | record.to_json()
         )
-        return
-    say(*_engines(record))
-    if record.measured:
-        say("", *_measured(record), "")
-    if not built:
-        say(
-            f"nothing changed since {record.folder} was built, so it is kept, whoever built it: "
-            "remove that folder to build anew"
-        )
     else:
-        say(
-            f"{len(built)} engines in {args.bundle / record.folder}: {record.flavour} "
-            f"{record.version}, {record.build_s:.1f} s, peak "
-            f"{record.peak_rss_bytes / 1e9:.1f} GB of memory"
-        )
+        say(*_text(args.bundle, record, built))
+
+
+def _target(name: str, catalog: Catalog, device: Device | None, machine: Machine) -> Target:
+    """The one that was named; by `auto` the device's, or what this machine is."""
+    from geomag_edge.targets.detect import choose_target
+
+    if name != "auto":
+        return catalog.target(name)
+    chosen = device.targets[0] if device else choose_target(machine, catalog, engines=True)
+    target = catalog.target(chosen)
+    tell(f"build: saw {machine}: target {chosen}")
+    return target
+
+
+def _checked(
+    args: argparse.Namespace,
+    bundle: Bundle,
+    target: Target,
+    precision: str,
+    graphs: Sequence[str],
+    device: Device | None,
+) -> Fit | None:
+    """What the engines will need; None if nobody asked and a package to tell is missing."""
+    from geomag_edge.runtime.engines.tensorrt.bundle import FORM
+    from geomag_edge.runtime.planning.fit import fit_bundle
+    from geomag_edge.targets.check import check_graph
+
+    try:
+        for graph in graphs:
+            check_graph(bundle.graph(graph, precision, FORM), target)
+        return fit_bundle(bundle, target, precision, device, args.watts, args.budget, args.cache)
+    except MissingExtraError as e:
+        if args.check_only or device is not None:
+            raise
+        tell(f"build: {e}; going on unchecked")
+        return None
 
 
 def _default_precision(bundle: Bundle, target: Target) -> str:
@@ -189,6 +196,25 @@ def _fit(fit: Fit) -> list[str]:
         rows.append((level, *cells))
     unit = "GFLOP" if fit.device is None else "least ms (a: arithmetic, m: memory bound)"
     return [*parts, *table((f"budget, {unit}", *names), rows), "", fit.verdict]
+
+
+def _text(bundle: Path, record: BuildRecord, built: list[str]) -> list[str]:
+    """The engines, what GPUs took, and what was built now, by lines."""
+    lines = _engines(record)
+    if record.measured:
+        lines += ["", *_measured(record), ""]
+    if not built:
+        lines.append(
+            f"nothing changed since {record.folder} was built, so it is kept, whoever built it: "
+            "remove that folder to build anew"
+        )
+    else:
+        lines.append(
+            f"{len(built)} engines in {bundle / record.folder}: {record.flavour} "
+            f"{record.version}, {record.build_s:.1f} s, peak "
+            f"{record.peak_rss_bytes / 1e9:.1f} GB of memory"
+        )
+    return lines
 
 
 def _engines(record: BuildRecord) -> list[str]:

@@ -8,7 +8,7 @@ import dataclasses
 from geomag_edge.cli.arguments import path
 from geomag_edge.cli.console import print_json, say
 from geomag_edge.printing import table
-from geomag_edge.targets import Target, load_catalog
+from geomag_edge.targets import Catalog, Target, load_catalog
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,47 +46,31 @@ def execute(args: argparse.Namespace) -> None:
             }
         )
         return
-    rows = [
-        (
-            t.name,
-            _versions(t),
-            t.opset,
-            t.attention,
-            " ".join(t.dtypes),
-            t.plugins,
-            t.profiles,
-            " ".join(t.sm) or "-",
-        )
-        for t in catalog.targets.values()
-    ]
-    say(
-        *table(
-            ("target", "TensorRT", "opset", "attention", "dtypes", "plugins", "profiles", "sm"),
-            rows,
-        )
-    )
-    say("")
-    devices = [
-        (
-            d.name,
-            d.sm,
-            d.fp16_tflops,
-            d.int8_tops or "-",
-            d.gb_s,
-            d.gb,
-            "/".join(f"{w:g}" for w in d.watts),
-            " ".join(d.targets),
-        )
-        for d in catalog.devices.values()
-    ]
-    say(
-        *table(("device", "sm", "FP16 TFLOP/s", "INT8 TOPS", "GB/s", "GB", "W", "targets"), devices)
-    )
-    say("")
+    say(*_targets(catalog), "", *_devices(catalog), "")
     say(
         f"this machine: {here['saw']}; --target auto exports for {here['export']} and builds for "
         f"{here['build']}"
     )
+
+
+def _targets(catalog: Catalog) -> list[str]:
+    rows = [
+        (t.name, _versions(t), t.opset, t.attention, " ".join(t.dtypes), t.plugins, t.profiles,
+         " ".join(t.sm) or "-")
+        for t in catalog.targets.values()
+    ]  # fmt: skip
+    head = ("target", "TensorRT", "opset", "attention", "dtypes", "plugins", "profiles", "sm")
+    return table(head, rows)
+
+
+def _devices(catalog: Catalog) -> list[str]:
+    rows = [
+        (d.name, d.sm, d.fp16_tflops, d.int8_tops or "-", d.gb_s, d.gb,
+         "/".join(f"{w:g}" for w in d.watts), " ".join(d.targets))
+        for d in catalog.devices.values()
+    ]  # fmt: skip
+    head = ("device", "sm", "FP16 TFLOP/s", "INT8 TOPS", "GB/s", "GB", "W", "targets")
+    return table(head, rows)
 
 
 def _versions(target: Target) -> str:
