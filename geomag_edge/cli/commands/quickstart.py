@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geomag_edge.cli.arguments import path
 from geomag_edge.cli.commands.run import describe, print_answer, write
 from geomag_edge.cli.console import flush, needs_extra, parity_table, print_json, say, steps
+
+if TYPE_CHECKING:
+    from geomag_edge.runtime.chain.scene_session import SceneSession
 
 QUESTIONS = (
     ("image", "how many ships are in the image?", ""),
@@ -84,20 +88,12 @@ def execute(args: argparse.Namespace) -> None:
             told(*UNTRAINED, "")
         else:
             told(*TRAINED[:-1], f"{TRAINED[-1]} {checkpoint / 'README.md'}", "")
-        for level, prompt, forced in QUESTIONS:
-            result = session.ask(
-                prompt,
-                budget=level if untrained else None,
-                max_new_tokens=8 if untrained else 64,
-                answer_prefix=forced if untrained else "",
-            )
-            answer = describe(result, scene)
-            files = write(session, result, answer, out / level)
-            answers.append(answer | {"files": {k: str(v) for k, v in files.items()}})
-            told(f"> {prompt}", result.text)
+        for answer in _asked(session, scene, out, untrained):
+            answers.append(answer)
+            told(f"> {answer['prompt']}", answer["text"])
             if not args.json:
                 print_answer(answer)
-                say(f"  picture   {files['overlay']}", "")
+                say(f"  picture   {answer['files']['overlay']}", "")
     seconds = time.perf_counter() - started
     told(f"done in {seconds:.0f} s; everything is in {out}")
     if args.json:
@@ -107,3 +103,19 @@ def execute(args: argparse.Namespace) -> None:
                 "scene": str(scene), "parity": report, "answers": answers, "seconds": seconds,
             }
         )  # fmt: skip
+
+
+def _asked(
+    session: SceneSession, scene: Path, out: Path, untrained: bool
+) -> Iterator[dict[str, Any]]:
+    """The answers, one by one, each with its files below `out`."""
+    for level, prompt, forced in QUESTIONS:
+        result = session.ask(
+            prompt,
+            budget=level if untrained else None,
+            max_new_tokens=8 if untrained else 64,
+            answer_prefix=forced if untrained else "",
+        )
+        answer = describe(result, scene)
+        files = write(session, result, answer, out / level)
+        yield answer | {"files": {k: str(v) for k, v in files.items()}}
