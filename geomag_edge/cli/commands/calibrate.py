@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from geomag_edge.cli.arguments import path, positive, seed
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
+from geomag_edge.cli.commands.run import add_threads_argument
 from geomag_edge.cli.console import counted, needs_extra, print_json, say, tell
 from geomag_edge.errors import OutputError
 from geomag_edge.printing import table
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write a calibrated copy of the bundle here and leave BUNDLE as it is",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing OTHER")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
+    add_threads_argument(parser)
 
 
 def execute(args: argparse.Namespace) -> None:

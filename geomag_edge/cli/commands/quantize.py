@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geomag_edge.cli.arguments import path, points, positive, share
+from geomag_edge.cli.arguments import path, points, share
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
+from geomag_edge.cli.commands.calibrate import METHODS
+from geomag_edge.cli.commands.run import add_threads_argument
 from geomag_edge.cli.console import needs_extra, print_json, say, steps
 from geomag_edge.errors import InputError
 from geomag_edge.graphs import TOLERANCES
@@ -15,6 +17,7 @@ from geomag_edge.printing import table
 
 if TYPE_CHECKING:
     from geomag_edge.calibration.gate.blame import Blame
+    from geomag_edge.calibration.gate.gate import Verdict
     from geomag_edge.calibration.gate.sensitivity import Search
     from geomag_edge.calibration.quantize import Quantized
 
@@ -62,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=("mse", "minmax", "percentile", "entropy"),
+        choices=METHODS,
         help="the calibrator (default: what `calibrate` chose)",
     )
     parser.add_argument(
@@ -96,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write a bundle with this precision alone, to ship to a device",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing SLIM")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
+    add_threads_argument(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -137,11 +140,12 @@ def execute(args: argparse.Namespace) -> int:
 def text(result: Quantized, bundle: Path, slim: Path | None) -> list[str]:
     """The outcome as tables and a verdict, by lines."""
     lines = [f"{result.precision} of {bundle}", ""]
-    rows = []
-    for engine, parity in result.parity.items():
-        for d in parity.graphs:
-            if not d.output.startswith("present."):
-                rows.append((engine, d.graph, d.output, f"{d.relative:.1e}", f"{d.cosine:.6f}"))
+    rows = [
+        (engine, d.graph, d.output, f"{d.relative:.1e}", f"{d.cosine:.6f}")
+        for engine, parity in result.parity.items()
+        for d in parity.graphs
+        if not d.output.startswith("present.")
+    ]
     lines += [*table(("engine", "graph", "output", "relative error", "cosine"), rows), ""]
     narrow = ", ".join(f"{graph} {len(nodes)}" for graph, nodes in result.quantized.items())
     lines.append(f"narrow layers  {narrow or 'every graph'}")
@@ -157,22 +161,7 @@ def text(result: Quantized, bundle: Path, slim: Path | None) -> list[str]:
         f"size           {result.bytes / 1e6:.1f} MB, {share:.2f} of fp32's (what one runtime "
         f"alone reads: {result.special_bytes / 1e6:.1f} MB more)"
     )
-    for engine, v in result.verdicts.items():
-        parts = [
-            f"{name} {d.value:.3f}, fp32 {d.reference:.3f}: {-d.points:+.2f} points"
-            + (
-                f" ({-d.high:+.2f} .. {-d.low:+.2f})"
-                if d.low is not None and d.high is not None
-                else ""
-            )
-            for name, d in (("mIoU", v.masks), ("box mIoU", v.boxes))
-            if d is not None
-        ]
-        parts.append(
-            f"{round(v.agreement * v.questions)} of {v.questions} answers have its words "
-            f"({v.agreement:.2%}), {v.identical:.1%} are identical"
-        )
-        lines.append(f"gate           {engine}: {'; '.join(parts)}")
+    lines += [_judged(engine, v) for engine, v in result.verdicts.items()]
     lines += [f"note           {note}" for note in result.notes]
     if result.search:
         lines += ["", "layers by loss:", *layer_table(result.search), ""]
@@ -191,6 +180,23 @@ def text(result: Quantized, bundle: Path, slim: Path | None) -> list[str]:
             worst = result.blamed[0]
             lines.append(f"try --keep '{worst.graph}/{worst.node}'")
     return lines
+
+
+def _judged(engine: str, v: Verdict) -> str:
+    """What the gate measured on an engine, in a line."""
+    parts = []
+    for name, d in (("mIoU", v.masks), ("box mIoU", v.boxes)):
+        if d is None:
+            continue
+        lost = f"{name} {d.value:.3f}, fp32 {d.reference:.3f}: {-d.points:+.2f} points"
+        if d.low is not None and d.high is not None:
+            lost += f" ({-d.high:+.2f} .. {-d.low:+.2f})"
+        parts.append(lost)
+    parts.append(
+        f"{round(v.agreement * v.questions)} of {v.questions} answers have its words "
+        f"({v.agreement:.2%}), {v.identical:.1%} are identical"
+    )
+    return f"gate           {engine}: {'; '.join(parts)}"
 
 
 def layer_table(found: Search) -> list[str]:

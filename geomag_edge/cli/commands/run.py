@@ -37,6 +37,11 @@ def add_nodata_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_threads_argument(parser: argparse.ArgumentParser) -> None:
+    """`--threads`, for every command that runs graphs."""
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that choose what runs the graphs."""
     parser.add_argument(
@@ -54,7 +59,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine openvino or auto, bf16 runs the fp32 graphs in bfloat16, int8+bf16 the rest of "
         "the int8 ones; with --engine auto, auto takes the fastest for each graph",
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
+    add_threads_argument(parser)
     parser.add_argument(
         "--checkpoint", type=path, metavar="DIR", help="the bundle's checkpoint, for --engine torch"
     )
