@@ -37,32 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "int4-llm: the language model's weights; int8+int4-llm: both; fp8: linear layers, for "
         "TensorRT on sm 8.9 and later. All but fp16 need `geomag-edge calibrate` before",
     )
-    parser.add_argument(
-        "--data",
-        metavar="SET",
-        help="questions to judge by, as in `eval`: scenes:SEED:COUNT[:SIZE] or a folder; needed "
-        "unless the model was never trained",
-    )
-    parser.add_argument(
-        "--engine",
-        action="append",
-        metavar="E",
-        help="judge on this engine; may be given again (default: ort-cpu)",
-    )
-    parser.add_argument(
-        "--max-miou-drop",
-        type=points,
-        default=0.5,
-        metavar="POINTS",
-        help="of 100, of masks' and of boxes' mIoU, against fp32 (default: 0.5)",
-    )
-    parser.add_argument(
-        "--min-agreement",
-        type=share,
-        default=0.99,
-        metavar="SHARE",
-        help="of answers with fp32's words and found boxes (default: 0.99)",
-    )
+    _add_gate_arguments(parser)
     parser.add_argument(
         "--method",
         choices=METHODS,
@@ -100,6 +75,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace an existing SLIM")
     add_threads_argument(parser)
+
+
+def _add_gate_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the answers are asked of and on, and what may be lost."""
+    parser.add_argument(
+        "--data",
+        metavar="SET",
+        help="questions to judge by, as in `eval`: scenes:SEED:COUNT[:SIZE] or a folder; needed "
+        "unless the model was never trained",
+    )
+    parser.add_argument(
+        "--engine",
+        action="append",
+        metavar="E",
+        help="judge on this engine; may be given again (default: ort-cpu)",
+    )
+    parser.add_argument(
+        "--max-miou-drop",
+        type=points,
+        default=0.5,
+        metavar="POINTS",
+        help="of 100, of masks' and of boxes' mIoU, against fp32 (default: 0.5)",
+    )
+    parser.add_argument(
+        "--min-agreement",
+        type=share,
+        default=0.99,
+        metavar="SHARE",
+        help="of answers with fp32's words and found boxes (default: 0.99)",
+    )
 
 
 def execute(args: argparse.Namespace) -> int:
