@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 Form = Callable[[], Any]
 """One way of doing the work that is compared; called once a round."""
+Taken = dict[str, dict[str, list[float]]]
+"""Name of a form -> `wall_ms` and `cpu_ms` (of the process) of each timed round, in order."""
 
 
 def interleaved(
@@ -17,7 +20,7 @@ def interleaved(
     rounds: int,
     warmup: int = 1,
     progress: Callable[[str], None] = lambda name: None,
-) -> dict[str, dict[str, list[float]]]:
+) -> Taken:
     """Runs every form once a round, so that whatever else the machine does hits all alike.
 
     Args:
@@ -25,11 +28,8 @@ def interleaved(
         rounds: timed runs of each.
         warmup: untimed runs of each before.
         progress: called with a form's name before each of its runs.
-
-    Returns:
-        name -> `wall_ms` and `cpu_ms` (of the process) of each timed round, in order.
     """
-    taken: dict[str, dict[str, list[float]]] = {n: {"wall_ms": [], "cpu_ms": []} for n in forms}
+    taken: Taken = {n: {"wall_ms": [], "cpu_ms": []} for n in forms}
     for turn in range(warmup + rounds):
         for name, form in forms.items():
             progress(name)
@@ -46,6 +46,21 @@ def percentiles(values: Iterable[float]) -> dict[str, float]:
     listed = np.asarray(list(values), np.float64)
     p90, p99 = np.percentile(listed, [90, 99], method="higher").tolist()
     return {"p50": float(np.median(listed)), "p90": p90, "p99": p99}
+
+
+def medians(taken: Taken, clock: str = "wall_ms") -> dict[str, float]:
+    """Median milliseconds of each form by one clock."""
+    return {name: median(times[clock]) for name, times in taken.items()}
+
+
+def stage_medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Median of each stage's own milliseconds over some runs, at least one."""
+    return {stage: median(run[stage] for run in runs) for stage in runs[0]}
+
+
+def spreads(taken: Taken) -> dict[str, dict[str, dict[str, float]]]:
+    """`percentiles` of each form by each clock."""
+    return {name: {c: percentiles(v) for c, v in times.items()} for name, times in taken.items()}
 
 
 def ratio(
@@ -65,3 +80,10 @@ def ratio(
     ratios = np.median(a[picks_a], 1) / np.median(b[picks_b], 1)
     low, high = np.percentile(ratios, [2.5, 97.5]).tolist()
     return {"ratio": float(np.median(a) / np.median(b)), "low": low, "high": high}
+
+
+def ratios(
+    slow: Mapping[str, Sequence[float]], fast: Mapping[str, Sequence[float]]
+) -> dict[str, dict[str, float]]:
+    """`ratio` of two forms of one `interleaved` by each clock."""
+    return {clock: ratio(times, fast[clock]) for clock, times in slow.items()}

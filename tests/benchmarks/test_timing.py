@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geomag_edge.benchmarks.timing import interleaved, percentiles, ratio
+from geomag_edge.benchmarks.timing import (
+    interleaved,
+    medians,
+    percentiles,
+    ratio,
+    ratios,
+    spreads,
+    stage_medians,
+)
 
 TIMES = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=40)
 
@@ -40,3 +48,16 @@ def test_the_interval_holds_the_true_ratio_of_noisy_rounds():
     found = ratio(slow.tolist(), fast.tolist(), paired=False)
     assert found["low"] < 1.2 < found["high"]
     assert found["low"] < found["ratio"] < found["high"]
+
+
+def test_forms_are_summed_up_by_clock():
+    slow, fast = ({"wall_ms": [k, 2 * k, 9 * k], "cpu_ms": [k, k, k]} for k in (6.0, 2.0))
+    taken = {"slow": slow, "fast": fast}
+    assert medians(taken) == {"slow": 12, "fast": 4}
+    assert medians(taken, "cpu_ms") == {"slow": 6, "fast": 2}
+    assert spreads(taken)["fast"]["wall_ms"] == percentiles([2, 4, 18])
+    assert {clock: found["ratio"] for clock, found in ratios(slow, fast).items()} == {
+        "wall_ms": 3,
+        "cpu_ms": 3,
+    }
+    assert stage_medians([{"read": 1.0}, {"read": 5.0}, {"read": 2.0}]) == {"read": 2}
