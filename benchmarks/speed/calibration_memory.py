@@ -13,16 +13,15 @@ one by one, and only their prompts and answers are kept. The last line of stdout
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from geomag_edge.benchmarks.arguments import parser_of
 from geomag_edge.benchmarks.machine import machine, peak_bytes_of
-from geomag_edge.benchmarks.publish import RESULTS
+from geomag_edge.benchmarks.publish import publish
 
 QUESTIONS_A_SCENE = 12
 GOAL_BYTES = 4_000_000_000
@@ -30,13 +29,8 @@ GOAL_BYTES = 4_000_000_000
 
 def main() -> None:
     """Makes and exports a seeded checkpoint, calibrates it in a process of its own."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--preset", default="base", help="nano, base or half-b")
+    parser = parser_of(__doc__, preset="base", threads=1)
     parser.add_argument("--questions", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     host = machine(args.threads)
     command = [sys.executable, "-m", "geomag_edge"]
@@ -63,10 +57,7 @@ def main() -> None:
         "seconds": round(seconds, 1),
         "goal_bytes": GOAL_BYTES,
     }
-    args.results.mkdir(parents=True, exist_ok=True)
-    path = args.results / f"calibration_memory_{args.preset}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    publish(report, None, args.results, f"calibration_memory_{args.preset}")
 
 
 if __name__ == "__main__":

@@ -29,22 +29,21 @@ engines must be equal before anything is timed. The last line of stdout is one J
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
+from geomag_edge.benchmarks.arguments import parser_of
 from geomag_edge.benchmarks.machine import machine
-from geomag_edge.benchmarks.publish import RESULTS, publish
-from geomag_edge.benchmarks.timing import Form, interleaved
+from geomag_edge.benchmarks.publish import page_of, publish, stage_table, table_of
+from geomag_edge.benchmarks.timing import Form, interleaved, medians, stage_medians
 from geomag_edge.export.exporter import export_bundle
 from geomag_edge.graphs import present_names
 from geomag_edge.model.presets import make_preset
@@ -54,19 +53,14 @@ from geomag_edge.runtime.engines.torch_engine import TorchEngine
 from geomag_edge.scenes import render_scene
 
 PROMPT, PREFIX, NEW_TOKENS = "segment the ships near the pier", "[SEG]", 16
+PACKAGES = ("torch", "transformers", "onnxruntime", "numpy")
 GOALS = {"decode step": 2.2, "pixel-level query": 1.3}
 
 
 def main() -> None:
     """Parses, measures, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--preset", default="base", help="nano, base or half-b")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = parser_of(__doc__, preset="base", rounds=9, threads=2)
     parser.add_argument("--bundle", type=Path, help="use this bundle of the preset, do not export")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -90,12 +84,14 @@ def measure(bundle: Path, preset: str, rounds: int, threads: int) -> dict[str, A
         answers = {name: ask(pipe, scene) for name, pipe in queries.items()}
         if answers["torch"].token_ids != answers["ort-cpu"].token_ids:
             raise SystemExit("the engines' answers differ: nothing was timed")
-        whole = medians({name: partial(ask, pipe, scene) for name, pipe in queries.items()}, rounds)
+        forms = {name: partial(ask, pipe, scene) for name, pipe in queries.items()}
+        whole = medians(interleaved(forms, rounds))
         stages = {
-            name: stage_medians(pipe, scene, max(3, rounds // 3)) for name, pipe in queries.items()
+            name: stage_medians([form().timings_ms for _ in range(max(3, rounds // 3))])
+            for name, form in forms.items()
         }
         past = answers["ort-cpu"].budget.visual_tokens + 24
-        step = medians(decode_steps(eager, ours, past), rounds * 5, warmup=5)
+        step = medians(interleaved(decode_steps(eager, ours, past), rounds * 5, warmup=5))
     ratios = {
         "decode step": step["hugging-face eager"] / step["ort-cpu"],
         "decode step, torch engine": step["torch"] / step["ort-cpu"],
@@ -122,12 +118,6 @@ def measure(bundle: Path, preset: str, rounds: int, threads: int) -> dict[str, A
 def ask(pipe: Pipeline, scene: np.ndarray) -> Any:
     """One whole pixel-level query, nothing reused from an earlier one."""
     return pipe(scene, PROMPT, "pixel", NEW_TOKENS, PREFIX)
-
-
-def stage_medians(pipe: Pipeline, scene: np.ndarray, rounds: int) -> dict[str, float]:
-    """Median of each stage's own time."""
-    runs = [ask(pipe, scene).timings_ms for _ in range(rounds)]
-    return {stage: median(run[stage] for run in runs) for stage in runs[0]}
 
 
 def decode_steps(eager: Pipeline, ours: Pipeline, past: int) -> dict[str, Form]:
@@ -172,44 +162,35 @@ def decode_steps(eager: Pipeline, ours: Pipeline, past: int) -> dict[str, Form]:
     return steps
 
 
-def medians(forms: dict[str, Form], rounds: int, warmup: int = 1) -> dict[str, float]:
-    """Median milliseconds of each form, run in turn."""
-    taken = interleaved(forms, rounds, warmup)
-    return {name: median(times["wall_ms"]) for name, times in taken.items()}
-
-
-PACKAGES = ("torch", "transformers", "onnxruntime", "numpy")
-
-
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
-    lines = [
-        f"# Chain on `{report['preset']}`, fp32, CPU",
-        "",
-        f"`{report['command']}`",
-        "",
+    said = (
         f"{report['machine']['cpu']}, {report['machine']['threads']} threads; "
         + ", ".join(f"{k} {v}" for k, v in report["machine"]["versions"].items())
         + f". Scene {report['scene_px'][1]} x {report['scene_px'][0]} px, "
         f"{report['visual_tokens']} visual tokens, {report['new_tokens']} new tokens, decode at "
-        f"{report['past_tokens_at_decode']} past tokens. Medians, interleaved.",
-        "",
-        "| what | Hugging Face eager | torch engine | ort-cpu | ratio to ort-cpu | goal |",
-        "|---|---|---|---|---|---|",
-    ]
+        f"{report['past_tokens_at_decode']} past tokens. Medians, interleaved."
+    )
     step, whole, ratios = report["decode_step_ms"], report["query_ms"], report["ratios"]
-    lines.append(
-        f"| decode step, ms | {step['hugging-face eager']:.1f} | {step['torch']:.1f} | "
-        f"{step['ort-cpu']:.1f} | {ratios['decode step']:.2f}x | {GOALS['decode step']}x |"
+    rows = (
+        ("decode step, ms", f"{step['hugging-face eager']:.1f}", f"{step['torch']:.1f}",
+         f"{step['ort-cpu']:.1f}", f"{ratios['decode step']:.2f}x", f"{GOALS['decode step']}x"),
+        ("pixel-level query, ms", "-", f"{whole['torch']:.0f}", f"{whole['ort-cpu']:.0f}",
+         f"{ratios['pixel-level query']:.2f}x", f"{GOALS['pixel-level query']}x"),
+    )  # fmt: skip
+    stages = {
+        "torch engine": report["stages_ms"]["torch"],
+        "ort-cpu": report["stages_ms"]["ort-cpu"],
+    }
+    return page_of(
+        f"Chain on `{report['preset']}`, fp32, CPU",
+        report,
+        said,
+        table_of(
+            "what | Hugging Face eager | torch engine | ort-cpu | ratio to ort-cpu | goal", rows
+        ),
+        stage_table(stages),
     )
-    lines.append(
-        f"| pixel-level query, ms | - | {whole['torch']:.0f} | {whole['ort-cpu']:.0f} | "
-        f"{ratios['pixel-level query']:.2f}x | {GOALS['pixel-level query']}x |"
-    )
-    lines += ["", "| stage, ms | torch engine | ort-cpu |", "|---|---|---|"]
-    for stage, value in report["stages_ms"]["torch"].items():
-        lines.append(f"| {stage} | {value:.1f} | {report['stages_ms']['ort-cpu'][stage]:.1f} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -17,18 +17,19 @@ The last line of stdout is one JSON.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from tqdm import tqdm
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import described, machine
-from geomag_edge.benchmarks.publish import RESULTS, publish
+from geomag_edge.benchmarks.publish import page_of, publish, table_of
 from geomag_edge.benchmarks.timing import percentiles
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.chain.deadline import Deadline
@@ -45,17 +46,10 @@ Question = tuple[Path, str]
 
 def main() -> None:
     """Parses, measures, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--engine", default="ort-cpu")
-    parser.add_argument("--precision")
-    parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--name", default="nano", help="what the results are called")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parser_of(
+        __doc__, bundle=REQUIRED, engine="ort-cpu", precision=None, queries=500, threads=1,
+        name="nano",
+    ).parse_args()  # fmt: skip
     host = machine(args.threads)
     bundle = Bundle.open(args.bundle)
     with (
@@ -139,31 +133,28 @@ def summary(factor: float, reports: list[dict[str, Any]]) -> dict[str, Any]:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
-    lines = [
-        "# Deadlines kept",
-        "",
-        f"`{report['command']}`",
-        "",
+    said = (
         f"{described(report['machine'])}. {report['queries']} queries a deadline on {SCENES} "
         f"scenes of {SIZE_PX} px, {report['engine']} {report['precision']}; the smallest budget "
         f"({report['smallest_budget']}) takes {report['smallest_median_ms']:.1f} ms (median). "
-        f"Expected loss by {report['accuracy'] or 'nothing measured'}.",
-        "",
-        "| deadline | kept | goal | actual p50 | p99 | slowest | planned p50 | cut short | "
-        "crops dropped | cheapest did not fit | expected loss | budgets |",
-        "|---" * 12 + "|",
-    ]
-    for run in report["runs"]:
-        loss = "-" if run["expected_loss"] is None else f"{run['expected_loss']:.3f}"
-        budgets = ", ".join(f"{n} x {b}" for b, n in list(run["budgets"].items())[:4])
-        lines.append(
-            f"| {run['factor']:g}x = {run['latency_ms']:.0f} ms | {run['kept']:.1%} | {GOAL:.0%} | "
-            f"{run['actual_ms']['p50']:.1f} | {run['actual_ms']['p99']:.1f} | "
-            f"{run['actual_ms']['slowest'][-1]:.1f} | {run['planned_ms']['p50']:.1f} | "
-            f"{run['shortened']} | {run['crops_dropped']} | {run['did_not_fit']} | {loss} | "
-            f"{budgets} |"
-        )
-    return "\n".join(lines) + "\n"
+        f"Expected loss by {report['accuracy'] or 'nothing measured'}."
+    )
+    heads = (
+        "deadline | kept | goal | actual p50 | p99 | slowest | planned p50 | cut short | "
+        "crops dropped | cheapest did not fit | expected loss | budgets"
+    )
+    return page_of("Deadlines kept", report, said, table_of(heads, map(_row, report["runs"])))
+
+
+def _row(run: dict[str, Any]) -> Sequence[object]:
+    actual, loss = run["actual_ms"], run["expected_loss"]
+    return (
+        f"{run['factor']:g}x = {run['latency_ms']:.0f} ms", f"{run['kept']:.1%}", f"{GOAL:.0%}",
+        f"{actual['p50']:.1f}", f"{actual['p99']:.1f}", f"{actual['slowest'][-1]:.1f}",
+        f"{run['planned_ms']['p50']:.1f}", run["shortened"], run["crops_dropped"],
+        run["did_not_fit"], "-" if loss is None else f"{loss:.3f}",
+        ", ".join(f"{n} x {b}" for b, n in list(run["budgets"].items())[:4]),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -24,18 +24,17 @@ The last line of stdout is one JSON.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import machine
-from geomag_edge.benchmarks.publish import RESULTS, publish
-from geomag_edge.benchmarks.timing import Form, interleaved
+from geomag_edge.benchmarks.publish import page_of, publish, table_of
+from geomag_edge.benchmarks.timing import Form, interleaved, medians
 from geomag_edge.graphs import CHAIN, TOLERANCES, present_names
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engines.engine import Session
@@ -49,18 +48,10 @@ FORMS = "torch:fp32,ort-cpu:fp32,openvino:fp32,openvino:bf16"
 
 def main() -> None:
     """Parses, measures, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--name", default="base", help="what the results are called")
+    parser = parser_of(__doc__, bundle=REQUIRED, name="base", rounds=9, threads=2, checkpoint=None)
     parser.add_argument("--forms", default=FORMS, help="engine:precision, the first the baseline")
     parser.add_argument("--graphs", default=",".join(CHAIN), help="which of them")
     parser.add_argument("--prefill", type=int, help="tokens of the LLM's prompt (default: all)")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--checkpoint", type=Path, help="the bundle's checkpoint, if it has moved")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     load = os.getloadavg()[0]
     forms = [tuple(form.split(":")) for form in args.forms.split(",")]
@@ -121,7 +112,9 @@ def measure(
                 raise SystemExit(f"{graph} on {name} is past its tolerance: nothing was timed")
         for work, done in works(graph, sessions, calls, bundle.manifest.decoder.layers, length):
             print(f"{work}: timing", file=sys.stderr)
-            rows.append({"work": work, **medians(done, rounds), "error": errors, "cosine": cosines})
+            taken = interleaved(done, rounds, warmup=0)  # the parity check has warmed them up
+            ms = {clock: medians(taken, clock) for clock in ("wall_ms", "cpu_ms")}
+            rows.append({"work": work, **ms, "error": errors, "cosine": cosines})
         for session in sessions.values():
             session.close()
     return rows
@@ -162,16 +155,6 @@ def works(
     ]
 
 
-def medians(forms: dict[str, Form], rounds: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each form, run in turn: `wall_ms` and `cpu_ms`. A form's parity check
-    has warmed it up."""
-    taken = interleaved(forms, rounds, warmup=0)
-    return {
-        clock: {name: median(times[clock]) for name, times in taken.items()}
-        for clock in ("wall_ms", "cpu_ms")
-    }
-
-
 def _all(session: Session, calls: list[Call]) -> None:
     for call in calls:
         session.run(call.inputs)
@@ -186,34 +169,34 @@ def _decode_step(session: Session, prefill: dict[str, Any], layers: int) -> Form
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table: CPU time at one thread, else wall time."""
-    names = list(report["graphs"][0]["wall_ms"])
+    first, *others = report["graphs"][0]["wall_ms"]
     host = report["machine"]
     clock = "cpu_ms" if host["threads"] == 1 else "wall_ms"
     versions = ", ".join(f"{k} {v}" for k, v in host["versions"].items())
-    lines = [
-        f"# Engines on `{report['name']}`, CPU",
-        "",
-        f"`{report['command']}`",
-        "",
+    said = (
         f"{host['cpu']}, {host['threads']} thread(s); {versions}. Milliseconds of "
         f"{'CPU' if clock == 'cpu_ms' else 'wall'} time, medians of {report['rounds']} interleaved "
         "rounds; in brackets the speed against the first and the largest error over an "
-        f"output's scale. Load average before: {report['load_average_before']:.1f}.",
-        "",
-        "| graph | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 1) + "|",
-    ]
-    for row in report["graphs"]:
+        f"output's scale. Load average before: {report['load_average_before']:.1f}."
+    )
+
+    def cell(row: dict[str, Any], name: str) -> str:
         ms = row[clock]
-        cells = [f"{ms[names[0]]:.2f}"]
-        for name in names[1:]:
-            ratio = ms[names[0]] / ms[name]
-            cells.append(f"{ms[name]:.2f} ({ratio:.2f}x, {row['error'][name]:.0e})")
-        lines.append(f"| {row['work']} | " + " | ".join(cells) + " |")
+        return f"{ms[name]:.2f} ({ms[first] / ms[name]:.2f}x, {row['error'][name]:.0e})"
+
+    rows = (
+        (row["work"], f"{row[clock][first]:.2f}", *(cell(row, name) for name in others))
+        for row in report["graphs"]
+    )
     whole = report["bytes"]["fp32"]
-    lines += ["", "| precision | MB | of fp32 |", "|---|---|---|"]
-    lines += [f"| {k} | {v / 1e6:.1f} | {v / whole:.3f} |" for k, v in report["bytes"].items()]
-    return "\n".join(lines) + "\n"
+    sizes = ((k, f"{v / 1e6:.1f}", f"{v / whole:.3f}") for k, v in report["bytes"].items())
+    return page_of(
+        f"Engines on `{report['name']}`, CPU",
+        report,
+        said,
+        table_of(" | ".join(("graph", first, *others)), rows),
+        table_of("precision | MB | of fp32", sizes),
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ part has been released, as ONNX Runtime's packed copies; the rest is the interpr
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import subprocess
 import sys
@@ -22,18 +20,14 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from geomag_edge.benchmarks.arguments import parser_of
 from geomag_edge.benchmarks.machine import peak_bytes_of
-from geomag_edge.benchmarks.publish import RESULTS
+from geomag_edge.benchmarks.publish import publish
 
 
 def main() -> None:
     """Makes a seeded checkpoint, exports it in a process of its own, writes the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--preset", default="half-b", help="nano, base or half-b")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parser_of(__doc__, preset="half-b").parse_args()
     command = [sys.executable, "-m", "geomag_edge"]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, bundle = Path(folder) / "checkpoint", Path(folder) / "bundle"
@@ -53,10 +47,7 @@ def main() -> None:
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": {name: version(name) for name in ("torch", "onnx", "onnxruntime")},
     }
-    args.results.mkdir(parents=True, exist_ok=True)
-    path = args.results / f"export_memory_{args.preset}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    publish(report, None, args.results, f"export_memory_{args.preset}")
 
 
 if __name__ == "__main__":

@@ -40,9 +40,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomag_edge.benchmarks.publish import publish
+from geomag_edge.benchmarks.publish import publish, table_of
 from geomag_edge.cpp_ext import psc_crop
 from geomag_edge.cpp_ext.native import cpu_instruction_set, cpu_library, read_window
+from geomag_edge.machine import machine as hardware
 
 SIZE = 336
 SIDE = 10_000
@@ -262,15 +263,8 @@ def machine(threads: int) -> dict[str, Any]:
     for name, module in (("torch", "torch"), ("opencv", "cv2"), ("pillow", "PIL")):
         if module in sys.modules:
             versions[name] = sys.modules[module].__version__
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        model = next(
-            (line.split(": ")[1] for line in lines if line.startswith("model name")), model
-        )
     return {
-        "cpu": model,
+        "cpu": hardware()["cpu"],
         "cores": os.cpu_count(),
         "instruction_set": cpu_instruction_set(),
         "threads": threads,
@@ -345,40 +339,33 @@ def as_markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
     where = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    lines = [
-        "# PscCrop on the CPU",
-        "",
+    said = (
         f"{report['what'].capitalize()}, {where['threads']} threads, {where['cpu']} "
         f"({where['cores']} cores, {where['instruction_set']}), {where['system']}; {versions}. "
         f"Medians of {report['rounds']} interleaved rounds; load average "
-        f"{report['load_before']} before, {report['load_after']} after.",
-        "",
+        f"{report['load_before']} before, {report['load_after']} after."
+    )
+    cases = (
+        (case, peer, f"{row['median_ms']:.3f}", f"{row['best_ms']:.3f}",
+         f"{entry['speedup'][peer]:.2f}x")
+        for case, entry in report["cases"].items()
+        for peer, row in entry["times"].items()
+    )  # fmt: skip
+    goals = (
+        (row["case"], row.get("against", ""), f"{row['goal']:g}",
+         "-" if row["measured"] is None else f"{row['measured']:.3g}")
+        for row in report["goals"]
+    )  # fmt: skip
+    parts = (
+        "# PscCrop on the CPU",
+        said,
         f"    {report['command']}",
-        "",
-        "| case | contender | median ms | best ms | PscCrop is faster by |",
-        "|---|---|---|---|---|",
-    ]
-    for case, entry in report["cases"].items():
-        for peer, row in entry["times"].items():
-            lines.append(
-                f"| {case} | {peer} | {row['median_ms']:.3f} | {row['best_ms']:.3f} "
-                f"| {entry['speedup'][peer]:.2f}x |"
-            )
-    lines += [
-        "",
-        "| goal | against | at least (errors, memory: at most) | measured |",
-        "|---|---|---|---|",
-    ]
-    for row in report["goals"]:
-        measured = "-" if row["measured"] is None else f"{row['measured']:.3g}"
-        lines.append(f"| {row['case']} | {row.get('against', '')} | {row['goal']:g} | {measured} |")
-    lines += [
-        "",
+        table_of("case | contender | median ms | best ms | PscCrop is faster by", cases),
+        table_of("goal | against | at least (errors, memory: at most) | measured", goals),
         "The `read` rows read the same bytes with the same threads and do nothing with them: the "
         "roofline, of which the faster one counts. At 0.6x, PscCrop runs at 60 % of it.",
-        "",
-    ]
-    return "\n".join(lines)
+    )
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
@@ -391,7 +378,6 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     report = measure(arguments.threads, arguments.rounds)
-    arguments.output.mkdir(parents=True, exist_ok=True)
     publish(report, as_markdown(report), arguments.output, "psc_crop")
 
 

@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import described, machine
-from geomag_edge.benchmarks.publish import RESULTS, publish
+from geomag_edge.benchmarks.publish import page_of, publish, table_of
 from geomag_edge.benchmarks.timing import percentiles
 from geomag_edge.cores import default_threads, quota
 from geomag_edge.runtime.chain.pipeline import Pipeline
@@ -37,15 +38,8 @@ QUERIES, SIDE_PX = 7, 1024
 
 def main() -> None:
     """Parses, measures, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--engine", default="ort-cpu")
+    parser = parser_of(__doc__, bundle=REQUIRED, engine="ort-cpu", rounds=5, name="nano")
     parser.add_argument("--share", type=float, default=0.5, help="cores' time")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--name", default="nano", help="what the results are called")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--inside", nargs=2, metavar=("THREADS", "GROUP"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
@@ -134,23 +128,17 @@ def inside(bundle: Path, engine: str, threads: str, folder: str) -> dict[str, An
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
-    lines = [
-        "# A quota's threads",
-        "",
-        f"`{report['command']}`",
-        "",
+    said = (
         f"{described(report['machine'])}. With a quota of {report['share']:g} cores the default "
-        f"threads take {report['ratio']:.2f} times as long as one thread (goal {GOAL:g}).",
-        "",
-        "| quota | --threads | that ran | ms p50 | p90 |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['quota'] or 'none'} | {row['asked']} | {row['threads'] or 'the engine chose'} | "
-        f"{row['ms']['p50']:.0f} | {row['ms']['p90']:.0f} |"
+        f"threads take {report['ratio']:.2f} times as long as one thread (goal {GOAL:g})."
+    )
+    rows = (
+        (row["quota"] or "none", row["asked"], row["threads"] or "the engine chose",
+         f"{row['ms']['p50']:.0f}", f"{row['ms']['p90']:.0f}")
         for row in report["rows"]
-    ]
-    return "\n".join(lines) + "\n"
+    )  # fmt: skip
+    table = table_of("quota | --threads | that ran | ms p50 | p90", rows)
+    return page_of("A quota's threads", report, said, table)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ The last line of stdout is one JSON.
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import described, machine, peak_mb, reset_peak, resident_mb
-from geomag_edge.benchmarks.publish import RESULTS, publish
-from geomag_edge.benchmarks.timing import interleaved
+from geomag_edge.benchmarks.publish import page_of, publish, table_of
+from geomag_edge.benchmarks.timing import interleaved, medians
 from geomag_edge.manifest import Bundle
 from geomag_edge.plots import figure
 from geomag_edge.runtime.chain.pipeline import Pipeline
@@ -44,21 +45,16 @@ Values = dict[int, float]
 
 def main() -> None:
     """Parses, measures, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--name", default="nano", help="what the results are called")
+    parser = parser_of(__doc__, bundle=REQUIRED, name="nano", rounds=9, threads=1)
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="image sides in px")
     parser.add_argument("--scenes", type=Path, help="keep the rendered scenes in this folder")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     host = machine(args.threads)
     sizes = [int(s) for s in args.sizes.split(",")]
     bundle = Bundle.open(args.bundle)
-    with _folder(args.scenes) as folder:
+    with tempfile.TemporaryDirectory() as made:
+        folder = args.scenes or Path(made)
+        folder.mkdir(parents=True, exist_ok=True)
         report = {
             "command": f"python -m geomag_edge.benchmarks.speed.scaling --bundle {args.name} "
             f"--sizes {args.sizes} --rounds {args.rounds} --threads {args.threads}",
@@ -69,16 +65,6 @@ def main() -> None:
         }
     publish(report, as_markdown(report), args.results, f"scaling_{args.name}")
     draw(report, args.results / f"scaling_{args.name}.png")
-
-
-@contextmanager
-def _folder(given: Path | None) -> Iterator[Path]:
-    if given is not None:
-        given.mkdir(parents=True, exist_ok=True)
-        yield given
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 def studies(
@@ -170,7 +156,7 @@ def _medians(
 
     walls = interleaved({str(v): partial(run, v, form) for v, form in forms.items()}, rounds)
     if stages == ("total",):
-        return {v: median(walls[str(v)]["wall_ms"]) for v in forms}
+        return {int(v): ms for v, ms in medians(walls).items()}
     return {value * factor: median(ms[1:]) for value, ms in found.items()}
 
 
@@ -194,18 +180,16 @@ def _shared(pipe: Pipeline, image: Path, budget: str, rounds: int) -> Values:
 
     counts = (1, 2, 4, 8)
     taken = interleaved({str(n): partial(ask, n) for n in counts}, rounds)
-    return {n: median(taken[str(n)]["wall_ms"]) / n for n in counts}
+    return {int(n): ms / int(n) for n, ms in medians(taken).items()}
 
 
 def _threads(bundle: Bundle, image: Path, budget: str, rounds: int) -> Values:
-    import os
-
     counts = sorted({1, max(1, (os.cpu_count() or 1) // 2), os.cpu_count() or 1})
     found: Values = {}
     for count in counts:
         with Pipeline.load(bundle, "ort-cpu", "fp32", count) as pipe:
             forms = {str(count): partial(_stages, pipe, image, budget)}
-            found[count] = median(interleaved(forms, rounds)[str(count)]["wall_ms"])
+            found[count] = medians(interleaved(forms, rounds))[str(count)]
     return found
 
 
@@ -250,27 +234,25 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
-    lines = [
-        f"# What a query's cost grows with, `{report['name']}`",
-        "",
-        f"`{report['command']}`",
-        "",
+    said = (
         f"{described(report['machine'])}. fp32 on ort-cpu, medians of {report['rounds']} "
-        "interleaved rounds. Exponent: slope of log time over log value.",
-        "",
-        f"![plot](scaling_{report['name']}.png)",
-        "",
-        "| varied | time of | ms at each value | exponent |",
-        "|---|---|---|---|",
-    ]
+        "interleaved rounds. Exponent: slope of log time over log value."
+    )
+    rows = []
     for study in report["studies"]:
         points = ", ".join(f"{k}: {v:.1f}" for k, v in study["ms"].items())
         slope = "-" if study["exponent"] is None else f"{study['exponent']:.2f}"
-        lines.append(f"| {study['varied']} | {study['time_of']} | {points} | {slope} |")
+        rows.append((study["varied"], study["time_of"], points, slope))
         if study["peak_mb"]:
             peaks = ", ".join(f"{k}: {v}" for k, v in study["peak_mb"].items())
-            lines.append(f"| {study['varied']} | peak memory of a query, MB | {peaks} | - |")
-    return "\n".join(lines) + "\n"
+            rows.append((study["varied"], "peak memory of a query, MB", peaks, "-"))
+    return page_of(
+        f"What a query's cost grows with, `{report['name']}`",
+        report,
+        said,
+        f"![plot](scaling_{report['name']}.png)",
+        table_of("varied | time of | ms at each value | exponent", rows),
+    )
 
 
 if __name__ == "__main__":

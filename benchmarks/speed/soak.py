@@ -15,7 +15,6 @@ The last line of stdout is one JSON; the exit code is 1 where an answer differs 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -35,8 +34,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import described, machine, resident_mb
-from geomag_edge.benchmarks.publish import RESULTS, publish
+from geomag_edge.benchmarks.publish import page_of, publish, table_of
 from geomag_edge.errors import GeoMagError
 from geomag_edge.runtime.chain.pipeline import Pipeline
 from geomag_edge.scenes import make_questions, render_scene, write_scene
@@ -62,18 +62,12 @@ class Asked:
 
 def main() -> None:
     """Parses, asks, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = parser_of(
+        __doc__, bundle=REQUIRED, engine="ort-cpu", precision=None, queries=10_000, name="nano"
     )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--engine", default="ort-cpu")
-    parser.add_argument("--precision")
-    parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=4, help="that ask at once")
     parser.add_argument("--pool", type=int, default=400, help="different questions")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--name", default="nano", help="what the results are called")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--json", action="store_true", help="only the JSON; no files")
     args = parser.parse_args()
     host = machine(1)
@@ -193,26 +187,20 @@ def growth(taken: Sequence[float]) -> dict[str, float]:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
-    lines = [
-        "# Many queries, several threads",
-        "",
-        f"`{report['command']}`",
-        "",
+    said = (
         f"{described(report['machine'])}. {report['queries']} queries out of a pool of "
         f"{report['pool']}, from {report['asking_threads']} threads at once on one pipeline, "
         f"{report['engine']} {report['precision']}, {report['seconds']:.0f} s. "
         f"{report['refused']} had no usable image and were refused. Answers that differ from the "
-        f"serial ones: {report['different']} (goal 0).",
-        "",
-        "| | after the warm-up | at the end | growth | goal |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name.replace('_', ' ')} | {use['first']:g} | {use['last']:g} | {use['growth']:.2%} | "
-        f"{GOAL:.0%} |"
+        f"serial ones: {report['different']} (goal 0)."
+    )
+    rows = (
+        (name.replace("_", " "), f"{use['first']:g}", f"{use['last']:g}", f"{use['growth']:.2%}",
+         f"{GOAL:.0%}")
         for name, use in report["usage"].items()
-    ]
-    return "\n".join(lines) + "\n"
+    )  # fmt: skip
+    table = table_of("| after the warm-up | at the end | growth | goal", rows)
+    return page_of("Many queries, several threads", report, said, table)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from geomag_edge.benchmarks.publish import publish
+from geomag_edge.benchmarks.publish import page_of, publish
+from geomag_edge.machine import machine as hardware
 from geomag_edge.manifest import Bundle
 from geomag_edge.printing import table
 
@@ -51,13 +53,12 @@ def main(argv: list[str] | None = None) -> None:
         "command": "python -m geomag_edge.benchmarks.speed.tensorrt_build "
         + " ".join(i.partition("=")[0] + "=BUNDLE" for i in args.bundles)
         + "".join(f" --precision {p}" for p in args.precision or []),
-        "machine": f"{_cpu()}, {os.cpu_count()} cores, no GPU",
+        "machine": f"{hardware()['cpu']}, {os.cpu_count()} cores, no GPU",
         "python": platform.python_version(),
         "target": TARGET,
         "runs": runs,
     }
-    args.output.mkdir(parents=True, exist_ok=True)
-    publish(report, text(report), args.output, "tensorrt_build")
+    publish(report, as_markdown(report), args.output, "tensorrt_build")
 
 
 def measure(name: str, root: Path, precision: str) -> dict[str, Any]:
@@ -116,56 +117,36 @@ def compared(name: str, record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def text(report: dict[str, Any]) -> str:
+def as_markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
     first = report["runs"][0]
-    lines = [
-        "# Predicted and built: TensorRT for RTX",
-        "",
-        f"`{report['command']}`",
-        "",
-        f"{report['machine']}; version {first['version']}; for sm {', '.join(first['sm'])}.",
-        "MB of the engine files and of the activations that the builder reports for the largest",
-        "profile. Nothing was run: the engines were never loaded on a GPU. The fit check's",
-        "constants were chosen on the fp16 rows; the others are predictions.",
-    ]
+    said = (
+        f"{report['machine']}; version {first['version']}; for sm {', '.join(first['sm'])}.\n"
+        "MB of the engine files and of the activations that the builder reports for the largest\n"
+        "profile. Nothing was run: the engines were never loaded on a GPU. The fit check's\n"
+        "constants were chosen on the fp16 rows; the others are predictions."
+    )
     summary = [
-        (
-            r["model"],
-            r["precision"],
-            _mb(r["predicted_bytes"]),
-            _mb(r["built_bytes"]),
-            f"{100 * r['error']:+.0f} %",
-            f"{r['build_s']:.0f}",
-            f"{r['peak_rss_bytes'] / 1e9:.1f}",
-        )
+        (r["model"], r["precision"], _mb(r["predicted_bytes"]), _mb(r["built_bytes"]),
+         f"{100 * r['error']:+.0f} %", f"{r['build_s']:.0f}", f"{r['peak_rss_bytes'] / 1e9:.1f}")
         for r in report["runs"]
-    ]
-    header = ("model", "precision", "predicted", "built", "error", "build s", "peak GB")
-    lines += ["", "```", *table(header, summary), "```"]
+    ]  # fmt: skip
+    heads = ["model", "precision", "predicted", "built", "error", "build s", "peak GB"]
+    parts = [said, _fenced(heads, summary)]
+    heads = ["engine", "file, predicted", "built", "activations, predicted", "built", "layers"]
     for run in report["runs"]:
         rows = [
-            (
-                e["engine"],
-                _mb(e["predicted_engine_bytes"]),
-                _mb(e["built_engine_bytes"]),
-                _mb(e["predicted_activation_bytes"]),
-                _mb(e["built_activation_bytes"]),
-                " ".join(f"{k}:{v}" for k, v in e["layers"].items()) or "-",
-            )
+            (e["engine"], _mb(e["predicted_engine_bytes"]), _mb(e["built_engine_bytes"]),
+             _mb(e["predicted_activation_bytes"]), _mb(e["built_activation_bytes"]),
+             " ".join(f"{k}:{v}" for k, v in e["layers"].items()) or "-")
             for e in run["engines"]
-        ]
-        columns = (
-            "engine",
-            "file, predicted",
-            "built",
-            "activations, predicted",
-            "built",
-            "layers",
-        )
-        lines += ["", f"## {run['model']}, {run['precision']}", "", "```", *table(columns, rows)]
-        lines += ["```"]
-    return "\n".join(lines) + "\n"
+        ]  # fmt: skip
+        parts += [f"## {run['model']}, {run['precision']}", _fenced(heads, rows)]
+    return page_of("Predicted and built: TensorRT for RTX", report, *parts)
+
+
+def _fenced(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(["```", *table(heads, rows), "```"])
 
 
 def _mb(size: float) -> str:
@@ -177,14 +158,6 @@ def _link(source: str, place: str) -> None:
         os.link(source, place)
     except OSError:
         shutil.copyfile(source, place)
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "?")
 
 
 if __name__ == "__main__":
