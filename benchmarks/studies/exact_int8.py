@@ -12,7 +12,6 @@ Runtime with its defaults. No time is taken. The last line of stdout is one JSON
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import described, machine
-from geomag_edge.benchmarks.publish import RESULTS, publish
+from geomag_edge.benchmarks.publish import page_of, publish, table_of
 from geomag_edge.errors import EngineError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Bundle
@@ -59,14 +59,7 @@ class Layer:
 
 def main() -> None:
     """Parses, compares, writes the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--precision", default="int8")
-    parser.add_argument("--name", default="nano", help="what the results are called")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parser_of(__doc__, bundle=REQUIRED, precision="int8", name="nano").parse_args()
     report = measure(Bundle.open(args.bundle), args.precision)
     publish(report, as_markdown(report), args.results, f"exact_int8_{args.name}")
 
@@ -216,23 +209,15 @@ def exact(layer: Layer, q: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """A table, by engine and graph."""
-    lines = [
-        f"# int8 layers of `{report['bundle']}` against exact integer arithmetic",
-        "",
-        f"`{report['command']}`",
-        "",
-        f"{described(report['machine'])}. Largest error of any layer over that layer's scale.",
-        "",
-        "| engine | graph | layers | error | as opened by others |",
-        "|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        other = row["as_opened_by_others"]
-        lines.append(
-            f"| {row['engine']} | {row['graph']} | {row['layers']} | {row['error']:.1e} | "
-            f"{'-' if other is None else f'{other:.1e}'} |"
-        )
-    return "\n".join(lines) + "\n"
+    said = f"{described(report['machine'])}. Largest error of any layer over that layer's scale."
+    rows = (
+        (row["engine"], row["graph"], row["layers"], f"{row['error']:.1e}",
+         "-" if row["as_opened_by_others"] is None else f"{row['as_opened_by_others']:.1e}")
+        for row in report["rows"]
+    )  # fmt: skip
+    title = f"int8 layers of `{report['bundle']}` against exact integer arithmetic"
+    table = table_of("engine | graph | layers | error | as opened by others", rows)
+    return page_of(title, report, said, table)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,16 @@ Nothing is timed. The last line of stdout is one JSON.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import described, machine
-from geomag_edge.benchmarks.publish import RESULTS, publish
+from geomag_edge.benchmarks.publish import page_of, publish, table_of
 from geomag_edge.calibration import open_dataset
 from geomag_edge.calibration.sets.items import Item
 from geomag_edge.runtime.chain.pipeline import Pipeline
@@ -37,14 +36,8 @@ ROWS = ("collar", "whole", "collar, there", "cut")
 
 def main() -> None:
     """Parses, asks, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--name", default="nano", help="what the results are called")
+    parser = parser_of(__doc__, bundle=REQUIRED, name="nano", threads=1)
     parser.add_argument("--data", default="scenes:5:12:512", help="a set of square scenes")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with Pipeline.load(args.bundle, threads=args.threads) as pipe:
@@ -138,26 +131,23 @@ def _on_nodata(boxes: NDArray[np.float32], valid: Bools) -> float:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The table."""
-    lines = [
-        "# What a nodata collar costs an answer",
-        "",
-        f"`{report['command']}`",
-        "",
-        described(report["machine"]),
-        "",
-        "mIoU against the targets' pixels that hold data; half of each image does.",
-        "",
-        "| data | questions | " + " | ".join(ROWS) + " | mask px on nodata | crops on nodata |",
-        "|---|---|" + "---|" * (len(ROWS) + 2),
-    ]
+    table = []
     for shape, name in (("frame", "upright square"), ("corner", "square on its corner")):
         rows = [row for row in report["rows"] if row["shape"] == shape]
         means = [np.mean([r[k] for r in rows if k in r]) for k in ROWS]
         nodata = sum(r["nodata_px"] for r in rows) / max(1, sum(r["mask_px"] for r in rows))
         crops = np.mean([r["crops_on_nodata"] for r in rows])
-        figures = " | ".join(f"{mean:.3f}" for mean in means)
-        lines.append(f"| {name} | {len(rows)} | {figures} | {nodata:.0%} | {crops:.0%} |")
-    return "\n".join([*lines, ""])
+        figures = [f"{mean:.3f}" for mean in means]
+        table.append((name, len(rows), *figures, f"{nodata:.0%}", f"{crops:.0%}"))
+    return page_of(
+        "What a nodata collar costs an answer",
+        report,
+        described(report["machine"]),
+        "mIoU against the targets' pixels that hold data; half of each image does.",
+        table_of(
+            f"data | questions | {' | '.join(ROWS)} | mask px on nodata | crops on nodata", table
+        ),
+    )
 
 
 if __name__ == "__main__":

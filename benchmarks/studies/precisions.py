@@ -16,14 +16,14 @@ The last line of stdout is one JSON.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from geomag_edge.benchmarks.arguments import parser_of
 from geomag_edge.benchmarks.machine import machine
-from geomag_edge.benchmarks.publish import RESULTS, publish
+from geomag_edge.benchmarks.publish import page_of, publish, table_of
 from geomag_edge.calibration import Dataset, open_dataset
 from geomag_edge.calibration.evaluation.evaluate import evaluate
 from geomag_edge.calibration.gate.gate import Gate, judge
@@ -46,16 +46,10 @@ EVERY = 1 << 30
 
 def main() -> None:
     """Parses, quantises, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__, data="scenes:8:24:512", name="nano", threads=1)
     parser.add_argument("--checkpoint", type=Path, default=shipped_checkpoint("nano"))
     parser.add_argument("--calibration", default="scenes:1:16")
-    parser.add_argument("--data", default="scenes:8:24:512")
     parser.add_argument("--recipes", default=USUAL, help="which, in this order")
-    parser.add_argument("--name", default="nano", help="what the results are called")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="geomag-precisions-") as folder:
         root = Path(folder) / args.name
@@ -113,41 +107,42 @@ def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
     host = report["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in host["versions"].items())
-    lines = [
-        f"# Precisions of `{report['name']}`: what they cost in answers",
-        "",
-        f"`{report['command']}`",
-        "",
+    said = (
         f"{host['cpu']}; {versions}. Points lost against float32 on ort-cpu, with 95 % intervals; "
         "negative: gained. Given back: layers that stay wide, or get 8 bits in place of 4, because "
-        "the gate refused without.",
-        "",
-        "| recipe | engine | kept | mIoU lost | box mIoU lost | same words | identical | size "
-        "| given back |",
-        "|---" * 9 + "|",
-    ]
+        "the gate refused without."
+    )
+    rows: list[tuple[object, ...]] = []
     for row in report["recipes"]:
         given = str(len(row["given_back"]) or "none")
         if row["bits"]:
             four = sum(bits == 4 for bits in row["bits"].values())
             given += f"; {four} of the LLM's {len(row['bits'])} have 4 bits"
         size = f"{row['bytes'] / row['source_bytes']:.2f}"
-        for engine, v in row["gate"].items():
-            lines.append(f"| {row['precision']} | {engine} | {_verdict(v)} | {size} | {given} |")
+        rows += [(row["precision"], e, *_verdict(v), size, given) for e, v in row["gate"].items()]
     mixed = report["mixture"]
-    lines.append(f"| auto | auto | {_verdict(mixed)} | - | - |")
+    rows.append(("auto", "auto", *_verdict(mixed), "-", "-"))
     forms = ", ".join(f"{graph}: {form}" for graph, form in mixed["providers"].items())
-    lines += ["", f"What auto mixed here: {forms}."]
-    return "\n".join(lines) + "\n"
+    heads = (
+        "recipe | engine | kept | mIoU lost | box mIoU lost | same words | identical | size "
+        "| given back"
+    )
+    return page_of(
+        f"Precisions of `{report['name']}`: what they cost in answers",
+        report,
+        said,
+        table_of(heads, rows),
+        f"What auto mixed here: {forms}.",
+    )
 
 
-def _verdict(found: dict[str, Any]) -> str:
+def _verdict(found: dict[str, Any]) -> tuple[str, ...]:
     """The cells of a verdict."""
     same = round(found["agreement"] * found["questions"])
     return (
-        f"{'yes' if found['ok'] else '**no**'} | {_points(found['masks'])} | "
-        f"{_points(found['boxes'])} | {same} of {found['questions']} | {found['identical']:.1%}"
-    )
+        "yes" if found["ok"] else "**no**", _points(found["masks"]), _points(found["boxes"]),
+        f"{same} of {found['questions']}", f"{found['identical']:.1%}",
+    )  # fmt: skip
 
 
 def _points(drop: dict[str, Any] | None) -> str:

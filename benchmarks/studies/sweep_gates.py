@@ -13,20 +13,19 @@ The last line of stdout is one JSON.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.peers.big_scenes import make_scene, open_scene
 from geomag_edge.benchmarks.peers.tiles import NEW_TOKENS
 from geomag_edge.benchmarks.peers.tiling import PER_LEVEL, one_wording
-from geomag_edge.benchmarks.publish import RESULTS, publish
+from geomag_edge.benchmarks.publish import page_of, publish, table_of
 from geomag_edge.calibration.evaluation.metrics import mask_iou, mask_overlap
 from geomag_edge.calibration.sets.items import Item
 from geomag_edge.manifest import Bundle
@@ -44,17 +43,10 @@ GATES = ((-1, -1), (0.1, -1), (-1, 0.5), (0.1, 0.5), (0.3, 0.5), (0.5, 0.5), (0.
 
 def main() -> None:
     """Parses, measures, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--name", default="nano", help="what the results are called")
-    parser.add_argument("--scenes", type=Path, required=True, help="scenes are made and kept here")
+    parser = parser_of(__doc__, bundle=REQUIRED, name="nano", scenes=REQUIRED, threads=1)
     parser.add_argument("--seeds", default="31,32,33,34,35,36")
     parser.add_argument("--size", type=int, default=4096, help="side of the scenes, px")
     parser.add_argument("--sides", default="256,512", help="sides of a sweep's views, px")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     sides = [int(side) for side in args.sides.split(",")]
     rows: list[dict[str, Any]] = []
@@ -153,33 +145,23 @@ def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
     rows = report["rows"]
     questions = len({(row["seed"], row["prompt"]) for row in rows})
-    lines = [
-        "# A sweep: what it may pass over",
-        "",
-        f"`{report['command']}`",
-        "",
+    said = (
         f"{described(report['machine'])}. Means over {questions} questions. A view is looked at "
         "where one four times as large has a patch above the first threshold, and its mask counts "
-        "where it has a patch above the second itself.",
-        "",
-        "| views of, px | first | second | views looked at | of the targets' pixels | mIoU |",
-        "|---|---|---|---|---|---|",
-    ]
+        "where it has a patch above the second itself."
+    )
+    table = []
     for side in sorted({row["side_px"] for row in rows}):
         for maybe, likely in GATES:
-            found = [
-                row
-                for row in rows
-                if (row["side_px"], row["maybe"], row["likely"]) == (side, maybe, likely)
-            ]
+            case = side, maybe, likely
+            found = [r for r in rows if (r["side_px"], r["maybe"], r["likely"]) == case]
             views, target, iou = (
                 float(np.mean([row[key] for row in found])) for key in ("views", "target", "iou")
             )
             shown = ["-" if gate < 0 else f"{gate:g}" for gate in (maybe, likely)]
-            lines.append(
-                f"| {side} | {' | '.join(shown)} | {views:.0%} | {target:.1%} | {iou:.3f} |"
-            )
-    return "\n".join(lines) + "\n"
+            table.append((side, *shown, f"{views:.0%}", f"{target:.1%}", f"{iou:.3f}"))
+    heads = "views of, px | first | second | views looked at | of the targets' pixels | mIoU"
+    return page_of("A sweep: what it may pass over", report, said, table_of(heads, table))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,14 @@ The last line of stdout is one JSON.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import described, machine
-from geomag_edge.benchmarks.publish import RESULTS, publish
+from geomag_edge.benchmarks.publish import page_of, publish, table_of
 from geomag_edge.calibration import Dataset, open_dataset
 from geomag_edge.calibration.evaluation.evaluate import evaluate
 from geomag_edge.calibration.evaluation.records import Record
@@ -67,14 +66,7 @@ class TypedSet:
 
 def main() -> None:
     """Parses, asks, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--data", default="scenes:5:12:512")
-    parser.add_argument("--name", default="nano", help="what the results are called")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parser_of(__doc__, bundle=REQUIRED, data="scenes:5:12:512", name="nano").parse_args()
     data = open_dataset(args.data)
     pictures = list(data.pictures())
     rows: list[dict[str, Any]] = []
@@ -114,23 +106,18 @@ def _same(a: Record, b: Record) -> bool:
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
     forms = report["forms"]
-    lines = [
-        f"# Typing: `{report['name']}`, the same questions as people type them",
-        "",
-        f"`{report['command']}`",
-        "",
+    said = (
         f"{described(report['machine'])}; ort-cpu fp32. Text form of the LLM: {forms['llm']}, of "
-        f"PSC: {forms['psc']}. Same: text, level and every score as with the plain prompt.",
-        "",
-        "| typed | same | right level | right words, image level | mIoU |",
-        "|---" * 5 + "|",
-    ]
-    lines += [
-        f"| {r['way']} | {r['same']} of {r['questions']} | {r['router']:.3f} | "
-        f"{r['answers']:.3f} | {r['mIoU']:.4f} |"
+        f"PSC: {forms['psc']}. Same: text, level and every score as with the plain prompt."
+    )
+    rows = (
+        (r["way"], f"{r['same']} of {r['questions']}", f"{r['router']:.3f}",
+         f"{r['answers']:.3f}", f"{r['mIoU']:.4f}")
         for r in report["ways"]
-    ]
-    return "\n".join(lines) + "\n"
+    )  # fmt: skip
+    title = f"Typing: `{report['name']}`, the same questions as people type them"
+    table = table_of("typed | same | right level | right words, image level | mIoU", rows)
+    return page_of(title, report, said, table)
 
 
 if __name__ == "__main__":
