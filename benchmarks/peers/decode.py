@@ -37,10 +37,11 @@ from typing import Any
 
 import numpy as np
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.peers.agreement import require_same_tokens
-from geomag_edge.benchmarks.publish import RESULTS, publish
-from geomag_edge.benchmarks.timing import percentiles, ratio
+from geomag_edge.benchmarks.publish import interval, page_of, publish, table_of
+from geomag_edge.benchmarks.timing import ratios, spreads
 from geomag_edge.errors import EngineError, GeoMagError, MissingExtraError
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.chain.decode import LanguageModel, Prompt, Stop, decode_greedily
@@ -98,20 +99,12 @@ PEERS = (
 
 def main() -> None:
     """Parses, measures, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, help="the bundle's checkpoint, if it has moved")
-    parser.add_argument("--name", default="base", help="what the results are called")
+    parser = parser_of(__doc__, bundle=REQUIRED, checkpoint=None, name="base", rounds=7, threads=1)
     parser.add_argument("--genai-python", default=sys.executable)
     parser.add_argument("--optimum-python", default=sys.executable)
     parser.add_argument("--work", type=Path, help="keep the converted models here")
     parser.add_argument("--prompt-tokens", type=int, default=734)
     parser.add_argument("--new-tokens", type=int, default=17)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -139,28 +132,13 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     forms = Forms()
     try:
         _open_ours(forms, bundle, args.threads)
-        source = plain_language_model(bundle, args.checkpoint, work / "plain")
-        for peer in PEERS:
-            python = args.optimum_python if peer.kind == "optimum" else args.genai_python
-            try:
-                worker = open_peer(peer, python, source, work, args.threads)
-            except GeoMagError as e:
-                print(f"without {peer.name}: {e}", file=sys.stderr)
-                forms.missing[peer.name] = str(e)
-                continue
-            forms.ask[peer.name], forms.precision[peer.name] = worker.ask, peer.precision
-            forms.versions[peer.name] = worker.versions
-            forms.close.append(worker.close)
+        _open_peers(forms, bundle, args, work)
         vocabulary = bundle.manifest.model_config["text_config"]["vocab_size"]
         ids = np.random.default_rng(0).integers(10, vocabulary, args.prompt_tokens).tolist()
         first = {name: ask(ids, args.new_tokens) for name, ask in forms.ask.items()}
         in_fp32 = {n: s["ids"] for n, s in first.items() if forms.precision[n] == "fp32"}
         require_same_tokens(in_fp32, "ours fp32")
-        rounds: dict[str, list[Said]] = {name: [] for name in forms.ask}
-        for turn in range(args.rounds):
-            print(f"round {turn + 1} of {args.rounds}", file=sys.stderr)
-            for name, ask in forms.ask.items():
-                rounds[name].append(ask(ids, args.new_tokens))
+        rounds = _in_turn(forms, ids, args.new_tokens, args.rounds)
     finally:
         for close in forms.close:
             close()
@@ -189,10 +167,10 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
             n: float(np.mean([a == b for a, b in zip(s["ids"], reference, strict=True)]))
             for n, s in first.items()
         },
-        "times": {n: {k: percentiles(v) for k, v in t.items()} for n, t in times.items()},
+        "times": spreads(times),
         "raw_ms": times,
         "ratios": {
-            name: {key: ratio(t[key], times[own][key]) for key in TIMES}
+            name: ratios(t, times[own])
             for name, t in times.items()
             if (own := ours[forms.precision[name]]) in times and name != own
         },
@@ -210,6 +188,32 @@ def _open_ours(forms: Forms, bundle: Bundle, threads: int) -> None:
         forms.ask[f"ours {label}"] = own_answer(llm, embed, bundle)
         forms.precision[f"ours {label}"] = label
         forms.close += [llm.close, embed.close, engine.close]
+
+
+def _open_peers(forms: Forms, bundle: Bundle, args: argparse.Namespace, work: Path) -> None:
+    """Every peer on the bundle's language model; one that cannot be had is noted as missing."""
+    source = plain_language_model(bundle, args.checkpoint, work / "plain")
+    for peer in PEERS:
+        python = args.optimum_python if peer.kind == "optimum" else args.genai_python
+        try:
+            worker = open_peer(peer, python, source, work, args.threads)
+        except GeoMagError as e:
+            print(f"without {peer.name}: {e}", file=sys.stderr)
+            forms.missing[peer.name] = str(e)
+            continue
+        forms.ask[peer.name], forms.precision[peer.name] = worker.ask, peer.precision
+        forms.versions[peer.name] = worker.versions
+        forms.close.append(worker.close)
+
+
+def _in_turn(forms: Forms, ids: list[int], new: int, rounds: int) -> dict[str, list[Said]]:
+    """What each form said in each round."""
+    said: dict[str, list[Said]] = {name: [] for name in forms.ask}
+    for turn in range(rounds):
+        print(f"round {turn + 1} of {rounds}", file=sys.stderr)
+        for name, ask in forms.ask.items():
+            said[name].append(ask(ids, new))
+    return said
 
 
 def own_answer(llm: Any, embed: Any, bundle: Bundle) -> Callable[[list[int], int], Said]:
@@ -337,40 +341,33 @@ class Worker:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
-    lines = [
-        "# Decode against peers",
-        "",
-        f"`{report['command']}`",
-        "",
+    said = (
         f"{described(report['machine'])}. Prompt of {report['prompt_tokens']} tokens, "
         f"{report['steps']} decode steps, {report['rounds']} interleaved rounds, each form in a "
         "process of its own but ours. A ratio above 1 means that ours, at the same precision, is "
-        f"faster; goal {report['goal']:g}x. In fp32 all forms gave the same ids.",
-        "",
-        "| form | decode, ms a token, wall p50 / p90 | CPU p50 | ours is faster, wall | by CPU "
-        "time | prefill, ms, wall p50 | CPU p50 | ours is faster, by CPU time | ids as in fp32 |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+        f"faster; goal {report['goal']:g}x. In fp32 all forms gave the same ids."
+    )
+    heads = (
+        "form | decode, ms a token, wall p50 / p90 | CPU p50 | ours is faster, wall | by CPU "
+        "time | prefill, ms, wall p50 | CPU p50 | ours is faster, by CPU time | ids as in fp32"
+    )
+    rows = []
     for name, times in report["times"].items():
-        wall = times["decode_wall_ms"]
-        cells = [f"{wall['p50']:.1f} / {wall['p90']:.1f}", f"{times['decode_cpu_ms']['p50']:.1f}"]
-        found = report["ratios"].get(name)
-
-        def speed(key: str, of: Any = found) -> str:
-            if not of:
-                return "-"
-            return f"{of[key]['ratio']:.2f}x ({of[key]['low']:.2f}-{of[key]['high']:.2f})"
-
-        cells += [speed("decode_wall_ms"), speed("decode_cpu_ms")]
-        cells += [f"{times[k]['p50']:.0f}" for k in ("prefill_wall_ms", "prefill_cpu_ms")]
-        cells += [speed("prefill_cpu_ms"), f"{report['same_ids_as_fp32'][name]:.0%}"]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [""] + [
+        wall, found = times["decode_wall_ms"], report["ratios"].get(name)
+        faster = {key: interval(found[key]) if found else "-" for key in TIMES}
+        rows.append(
+            (name, f"{wall['p50']:.1f} / {wall['p90']:.1f}",
+             f"{times['decode_cpu_ms']['p50']:.1f}", faster["decode_wall_ms"],
+             faster["decode_cpu_ms"], f"{times['prefill_wall_ms']['p50']:.0f}",
+             f"{times['prefill_cpu_ms']['p50']:.0f}", faster["prefill_cpu_ms"],
+             f"{report['same_ids_as_fp32'][name]:.0%}")
+        )  # fmt: skip
+    notes = [
         f"{name}: {', '.join(f'{k} {v}' for k, v in found.items())}."
         for name, found in report["versions"].items()
     ]
-    lines += [f"Not there: {name}, {why}." for name, why in report["missing"].items()]
-    return "\n".join(lines) + "\n"
+    notes += [f"Not there: {name}, {why}." for name, why in report["missing"].items()]
+    return page_of("Decode against peers", report, said, table_of(heads, rows), "\n".join(notes))
 
 
 if __name__ == "__main__":

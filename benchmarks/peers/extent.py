@@ -25,14 +25,14 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import described, machine, peak_mb, reset_peak
 from geomag_edge.benchmarks.peers.big_scenes import SCENE, make_scene
 from geomag_edge.benchmarks.peers.tiling import PER_LEVEL, SET_SEED
-from geomag_edge.benchmarks.publish import RESULTS, publish
-from geomag_edge.benchmarks.timing import interleaved, percentiles, ratio
+from geomag_edge.benchmarks.publish import interval, page_of, publish, stage_table, table_of
+from geomag_edge.benchmarks.timing import interleaved, ratios, spreads, stage_medians
 from geomag_edge.errors import GeoMagError
 from geomag_edge.runtime.chain.pipeline import Pipeline
 
@@ -42,17 +42,9 @@ GOALS = {"times": 1.5, "more_mb": 300.0}
 
 def main() -> None:
     """Parses, measures, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--name", default="nano", help="what the results are called")
-    parser.add_argument("--scenes", type=Path, required=True, help="scenes are made and kept here")
+    parser = parser_of(__doc__, bundle=REQUIRED, name="nano", scenes=REQUIRED, rounds=15, threads=1)
     parser.add_argument("--sizes", default="2048,20000", help="the first is the baseline")
     parser.add_argument("--form", default="ort-cpu/fp32", help="ENGINE/PRECISION")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     try:
@@ -80,9 +72,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         stages: dict[str, dict[str, float]] = {}
         views = {}
         for size, path in paths.items():
-            runs = [staged_query(pipe, path) for _ in range(5)]
+            stages[str(size)] = stage_medians([staged_query(pipe, path) for _ in range(5)])
             views[str(size)] = 1 + len(query(pipe, path).crop_boxes)
-            stages[str(size)] = {stage: median(run[stage] for run in runs) for stage in runs[0]}
     peaks = {str(size): _peak_in_own_process(args, path) for size, path in paths.items()}
     small = str(sizes[0])
     return {
@@ -93,14 +84,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "form": args.form,
         "views": views,
         "file_mb": {str(size): path.stat().st_size / 1e6 for size, path in paths.items()},
-        "times": {n: {c: percentiles(v) for c, v in t.items()} for n, t in times.items()},
+        "times": spreads(times),
         "raw_ms": times,
         "stages_ms": stages,
         "peak_mb": peaks,
-        "ratios": {
-            n: {c: ratio(t[c], times[small][c]) for c in ("wall_ms", "cpu_ms")}
-            for n, t in times.items()
-        },
+        "ratios": {n: ratios(t, times[small]) for n, t in times.items()},
         "more_mb": {n: peak["peak_mb"] - peaks[small]["peak_mb"] for n, peak in peaks.items()},
         "goals": GOALS,
     }
@@ -159,41 +147,25 @@ def _pipeline(args: argparse.Namespace) -> Pipeline:
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
     goals = report["goals"]
-    lines = [
-        "# What a scene's extent costs",
-        "",
-        f"`{report['command']}`",
-        "",
+    said = (
         f"{described(report['machine'])}. A pixel-level query with {NEW_TOKENS} new tokens, the "
         "file opened anew each time. Peak: resident memory of a process of its own, model "
-        "included.",
-        "",
-        "| scene, px | file, MB | views | wall p50 / p90, ms | CPU p50, ms | times the first, wall "
+        "included."
+    )
+    heads = (
+        "scene, px | file, MB | views | wall p50 / p90, ms | CPU p50, ms | times the first, wall "
         f"(goal <= {goals['times']:g}) | by CPU time | peak, MB | more than the first, MB (goal <= "
-        f"{goals['more_mb']:g}) |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for size, times in report["times"].items():
-        wall, cpu = times["wall_ms"], times["cpu_ms"]
-        cells = [
-            f"{report['file_mb'][size]:.0f}",
-            str(report["views"][size]),
-            f"{wall['p50']:.0f} / {wall['p90']:.0f}",
-            f"{cpu['p50']:.0f}",
-            *(
-                f"{r['ratio']:.2f}x ({r['low']:.2f}-{r['high']:.2f})"
-                for r in report["ratios"][size].values()
-            ),
-            f"{report['peak_mb'][size]['peak_mb']:.0f}",
-            f"{report['more_mb'][size]:+.0f}",
-        ]
-        lines.append(f"| {size} | " + " | ".join(cells) + " |")
-    stages = report["stages_ms"]
-    lines += ["", "| stage, ms | " + " | ".join(stages) + " |", "|---" * (len(stages) + 1) + "|"]
-    for stage in next(iter(stages.values())):
-        cells = [f"{found[stage]:.1f}" for found in stages.values()]
-        lines.append(f"| {stage} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        f"{goals['more_mb']:g})"
+    )
+    rows = (
+        (size, f"{report['file_mb'][size]:.0f}", report["views"][size],
+         f"{times['wall_ms']['p50']:.0f} / {times['wall_ms']['p90']:.0f}",
+         f"{times['cpu_ms']['p50']:.0f}", *map(interval, report["ratios"][size].values()),
+         f"{report['peak_mb'][size]['peak_mb']:.0f}", f"{report['more_mb'][size]:+.0f}")
+        for size, times in report["times"].items()
+    )  # fmt: skip
+    tables = table_of(heads, rows), stage_table(report["stages_ms"])
+    return page_of("What a scene's extent costs", report, said, *tables)
 
 
 if __name__ == "__main__":

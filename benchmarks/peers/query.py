@@ -32,20 +32,20 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.peers.agreement import Answer, agreement, require_same
-from geomag_edge.benchmarks.publish import RESULTS, publish
-from geomag_edge.benchmarks.timing import interleaved, percentiles, ratio
+from geomag_edge.benchmarks.publish import interval, page_of, publish, stage_table, table_of
+from geomag_edge.benchmarks.timing import interleaved, ratios, spreads, stage_medians
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import EngineError, GeoMagError, InputError
 from geomag_edge.manifest import Bundle
@@ -100,21 +100,13 @@ class Opened:
 
 def main() -> None:
     """Parses, measures, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, help="the bundle's checkpoint, if it has moved")
-    parser.add_argument("--name", default="base", help="what the results are called")
+    parser = parser_of(__doc__, bundle=REQUIRED, checkpoint=None, name="base", rounds=3, threads=1)
     parser.add_argument(
         "--forms", default=";".join(FORMS), help="separated by ; and the last is what is compared"
     )
     parser.add_argument("--ours", default=OURS, help="ENGINE/PRECISION (auto/auto)")
     parser.add_argument("--scene-px", type=int, default=4096)
     parser.add_argument("--new-tokens", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     try:
         report = measure(args)
@@ -130,25 +122,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     scene = render_scene(SCENE_SEED, size_px=args.scene_px).image
     question = Question(scene, bundle.manifest.budgets["pixel"], args.new_tokens)
     forms = [name.strip() for name in args.forms.split(";")]
-    opened: dict[str, Opened] = {}
-    left_out: dict[str, str] = {}
-    for name in forms:
-        print(f"{name}: opening", file=sys.stderr)
-        try:
-            opened[name] = open_form(name, bundle, args, question)
-        except GeoMagError as e:
-            if name not in CHAINS:  # only what a CPU or a bundle may lack is left out
-                raise
-            left_out[name] = str(e)
-    answers = {}
-    for name, form in opened.items():
-        print(f"{name}: first answer", file=sys.stderr)
-        answers[name] = form.answer()
-        if len(answers[name].token_ids) != args.new_tokens + 1:
-            raise InputError(
-                f"{name} ended its answer after {len(answers[name].token_ids)} tokens, so it would "
-                "do less work than the others: ask with another --new-tokens"
-            )
+    opened, left_out = open_forms(forms, bundle, args, question)
+    answers = {name: _first_answer(name, form, args.new_tokens) for name, form in opened.items()}
     reference = next((name for name in FP32 if name in answers), forms[0])
     require_same({n: a for n, a in answers.items() if n in FP32}, reference)
     times = interleaved(
@@ -157,19 +132,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         warmup=0,  # the answers that were compared have warmed all forms up
         progress=lambda name: print(f"{name}: timing", file=sys.stderr),
     )
-    stages = {
-        name: {stage: median(run[stage] for run in form.stages) for stage in form.stages[0]}
-        for name, form in opened.items()
-        if form.stages
-    }
+    pipes = {name: form.pipe for name, form in opened.items() if form.pipe is not None}
     providers = {
-        n: {g: s.provider for g, s in f.pipe.chain.sessions.items()}
-        for n, f in opened.items()
-        if f.pipe is not None
+        name: {graph: session.provider for graph, session in pipe.chain.sessions.items()}
+        for name, pipe in pipes.items()
     }
-    for form in opened.values():
-        if form.pipe is not None:
-            form.pipe.close()
+    for pipe in pipes.values():
+        pipe.close()
     ours = forms[-1]
     return {
         "command": "python -m geomag_edge.benchmarks.peers.query "
@@ -184,18 +153,47 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "ours": args.ours,
         "reference": reference,
         "agreement": {n: agreement(a, answers[reference]) for n, a in answers.items()},
-        "times": {n: {c: percentiles(v) for c, v in t.items()} for n, t in times.items()},
+        "times": spreads(times),
         "raw_ms": times,
-        "ratios": {
-            n: {c: ratio(t[c], times[ours][c]) for c in ("wall_ms", "cpu_ms")}
-            for n, t in times.items()
-            if n != ours
-        },
+        "ratios": {n: ratios(t, times[ours]) for n, t in times.items() if n != ours},
         "goals": GOALS,
-        "stages_ms": stages,
+        "stages_ms": {n: stage_medians(form.stages) for n, form in opened.items() if form.stages},
         "providers": providers,
         "left_out": left_out,
     }
+
+
+def open_forms(
+    names: Sequence[str], bundle: Bundle, args: argparse.Namespace, question: Question
+) -> tuple[dict[str, Opened], dict[str, str]]:
+    """The forms that are ready, and why the others are left out."""
+    opened: dict[str, Opened] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        print(f"{name}: opening", file=sys.stderr)
+        try:
+            opened[name] = open_form(name, bundle, args, question)
+        except GeoMagError as e:
+            if name not in CHAINS:  # only what a CPU or a bundle may lack is left out
+                raise
+            left_out[name] = str(e)
+    return opened, left_out
+
+
+def _first_answer(name: str, form: Opened, new_tokens: int) -> Answer:
+    """What a form answers, as long as it has to be.
+
+    Raises:
+        InputError: the answer ended early.
+    """
+    print(f"{name}: first answer", file=sys.stderr)
+    answer = form.answer()
+    if len(answer.token_ids) != new_tokens + 1:
+        raise InputError(
+            f"{name} ended its answer after {len(answer.token_ids)} tokens, so it would "
+            "do less work than the others: ask with another --new-tokens"
+        )
+    return answer
 
 
 def open_form(name: str, bundle: Bundle, args: argparse.Namespace, question: Question) -> Opened:
@@ -281,48 +279,33 @@ def answer_of(pipe: Pipeline, ask: Callable[[], Any]) -> Answer:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The committed table."""
-    lines = [
-        "# A pixel-level query, against peers",
-        "",
-        f"`{report['command']}`",
-        "",
+    said = (
         f"{described(report['machine'])}. Scene of {report['scene_px']} px, "
         f"{report['visual_tokens']} visual tokens from {report['views']} views, "
         f"{report['new_tokens']} new tokens; {report['rounds']} interleaved rounds. Speed is our "
         "form's over the row's, with a 95 % interval. Agreement is with "
-        f"`{report['reference']}`; forms in fp32 had to give its tokens, views and masks.",
-        "",
-        "| form | wall p50 / p90, ms | CPU p50, ms | ours is faster, wall | by CPU time | goal | "
-        "tokens alike | views alike | mask IoU |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+        f"`{report['reference']}`; forms in fp32 had to give its tokens, views and masks."
+    )
+    heads = (
+        "form | wall p50 / p90, ms | CPU p50, ms | ours is faster, wall | by CPU time | goal | "
+        "tokens alike | views alike | mask IoU"
+    )
+    rows = []
     for name, times in report["times"].items():
-        wall, cpu = times["wall_ms"], times["cpu_ms"]
-        cells = [f"{wall['p50']:.0f} / {wall['p90']:.0f}", f"{cpu['p50']:.0f}"]
-        if name in report["ratios"]:
-            for clock in ("wall_ms", "cpu_ms"):
-                found = report["ratios"][name][clock]
-                cells.append(f"{found['ratio']:.2f}x ({found['low']:.2f}-{found['high']:.2f})")
-        else:
-            cells += ["-", "-"]
-        goal = report["goals"].get(name)
-        alike = report["agreement"][name]
-        cells.append(f"{goal:g}x" if goal else "-")
-        cells += [f"{alike['tokens']:.0%}", f"{alike['views']:.0%}", f"{alike['mask_iou']:.3f}"]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [f"\nLeft out: {name} ({why})." for name, why in report["left_out"].items()]
-    lines += ["", f"ours: `{report['ours']}`"]
-    stages = report["stages_ms"]
-    if stages:
-        lines += [
-            "",
-            "| stage, ms | " + " | ".join(stages) + " |",
-            "|---" * (len(stages) + 1) + "|",
-        ]
-        for stage in next(iter(stages.values())):
-            cells = [f"{found[stage]:.1f}" for found in stages.values()]
-            lines.append(f"| {stage} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        wall, goal = times["wall_ms"], report["goals"].get(name)
+        alike, found = report["agreement"][name], report["ratios"].get(name)
+        faster = [interval(found[c]) for c in ("wall_ms", "cpu_ms")] if found else ["-", "-"]
+        rows.append(
+            (name, f"{wall['p50']:.0f} / {wall['p90']:.0f}", f"{times['cpu_ms']['p50']:.0f}",
+             *faster, f"{goal:g}x" if goal else "-", f"{alike['tokens']:.0%}",
+             f"{alike['views']:.0%}", f"{alike['mask_iou']:.3f}")
+        )  # fmt: skip
+    parts = [said, table_of(heads, rows)]
+    parts += [f"Left out: {name} ({why})." for name, why in report["left_out"].items()]
+    parts.append(f"ours: `{report['ours']}`")
+    if report["stages_ms"]:
+        parts.append(stage_table(report["stages_ms"]))
+    return page_of("A pixel-level query, against peers", report, *parts)
 
 
 if __name__ == "__main__":

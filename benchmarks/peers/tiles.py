@@ -102,7 +102,7 @@ def tile_everything(
     prompts: list[str],
     side: int,
     rects: list[Rect] | None = None,
-    tasks: tuple[str, ...] = ("ask",),
+    task: str = "ask",
 ) -> tuple[list[TiledMask], Clocks]:
     """Asks every tile of a scene every prompt.
 
@@ -112,7 +112,7 @@ def tile_everything(
         prompts: plain text.
         side: of the tiles, px.
         rects: only these tiles; default all.
-        tasks: words for the progress bar.
+        task: word for the progress bar.
 
     Returns:
         a mask for each prompt, and the time it took, the file's opening included.
@@ -123,7 +123,7 @@ def tile_everything(
         if rects is None:
             rects = tiles_of(scene.height, scene.width, side)
         masks = [TiledMask((scene.height, scene.width), side) for _ in prompts]
-        for rect in tqdm(rects, " ".join(tasks), leave=False, disable=None):
+        for rect in tqdm(rects, task, leave=False, disable=None):
             row0, col0, row1, col1 = rect
             pixels = scene.read(window=((row0, row1), (col0, col1)))
             with pipe.open(np.ascontiguousarray(pixels.transpose(1, 2, 0))) as tile:
@@ -173,7 +173,7 @@ def _load(*loaded: Any) -> None:
 
 def _tile_part(path: Path, prompts: list[str], side: int, rects: list[Rect]) -> list[TiledMask]:
     assert _pipe is not None
-    return tile_everything(_pipe, path, prompts, side, rects, ("part",))[0]
+    return tile_everything(_pipe, path, prompts, side, rects, "part")[0]
 
 
 def sampled(rects: list[Rect], side: int) -> list[Rect]:

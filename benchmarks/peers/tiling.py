@@ -42,6 +42,7 @@ from typing import Any
 import numpy as np
 import rasterio
 
+from geomag_edge.benchmarks.arguments import REQUIRED, parser_of
 from geomag_edge.benchmarks.machine import described, machine
 from geomag_edge.benchmarks.peers.big_scenes import make_scene, open_scene
 from geomag_edge.benchmarks.peers.tiles import (
@@ -53,7 +54,7 @@ from geomag_edge.benchmarks.peers.tiles import (
     tile_in_processes,
     tiles_of,
 )
-from geomag_edge.benchmarks.publish import RESULTS, publish
+from geomag_edge.benchmarks.publish import page_of, publish, table_of
 from geomag_edge.calibration.evaluation.metrics import (
     SIZES,
     AnswerMask,
@@ -85,20 +86,19 @@ def ask_whole(
 
 def main() -> None:
     """Parses, measures, writes the result, prints the table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = parser_of(
+        __doc__,
+        bundle=REQUIRED,
+        name="nano",
+        scenes=REQUIRED,
+        engine="ort-cpu",
+        precision="fp32",
+        threads=1,
     )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--name", default="nano", help="what the results are called")
-    parser.add_argument("--scenes", type=Path, required=True, help="scenes are made and kept here")
     parser.add_argument("--sizes", default="2048,4096,20000", help="sides to time, px")
     parser.add_argument("--quality-sizes", default="2048,4096,20000", help="to tile completely")
     parser.add_argument("--questions", type=int, default=9, help="of each scene, at most")
     parser.add_argument("--sweep-px", type=int, default=640, help="side of a sweep's views")
-    parser.add_argument("--engine", default="ort-cpu")
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     try:
         report = measure(args)
@@ -252,23 +252,26 @@ def _mean(rows: list[dict[str, Any]], key: str) -> float | None:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The committed table."""
-    sweep_px = report["sweep_px"]
-    lines = [
-        "# Large scenes: against tiling everything",
-        "",
-        f"`{report['command']}`",
-        "",
+    """The committed tables."""
+    said = (
         f"{described(report['machine'])}. Engine {report['engine']}, precision "
         f"{report['precision']}; tiles of {report['view_px']} px, a sweep's views and coarse tiles "
-        f"of {sweep_px} px. Mean of one question each, s of wall time (of CPU time); the file is "
-        "opened anew for each. Where fewer tiles were timed than there are, tiling's time is "
-        "extrapolated from them.",
-        "",
-        "| scene, px | questions | ours | swept | tiling | tiles (timed) | coarse tiling | tiles "
-        "(timed) | tiling against ours | against swept | goal | coarse tiling against swept |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+        f"of {report['sweep_px']} px. Mean of one question each, s of wall time (of CPU time); the "
+        "file is opened anew for each. Where fewer tiles were timed than there are, tiling's time "
+        "is extrapolated from them."
+    )
+    parts = [said, _time_table(report)]
+    weighed = [row for row in report["scenes"] if "quality" in row]
+    if weighed:
+        parts += ["mIoU of masks, ours, swept, tiling, coarse tiling:", _quality_table(weighed)]
+    for row in weighed:
+        parts += [f"By question, {row['size_px']} px:", _question_table(row["quality"])]
+    return page_of("Large scenes: against tiling everything", report, *parts)
+
+
+def _time_table(report: dict[str, Any]) -> str:
+    """A row a scene."""
+    rows = []
     for row in report["scenes"]:
         seconds = {
             way: f"{took['wall_ms'] / 1e3:.3g} ({took['cpu_ms'] / 1e3:.3g})"
@@ -280,45 +283,46 @@ def as_markdown(report: dict[str, Any]) -> str:
             for tiling, ways in row["ratio"].items()
             for way, found in ways.items()
         }
-        goal = f"{report['goal']:g}x" if row["size_px"] == 20000 else "-"
-        lines.append(
-            f"| {row['size_px']} | {row['questions_timed']} | {seconds['ours']} "
-            f"| {seconds['swept']} | {seconds['tiling']} | {count['tiling']} "
-            f"| {seconds['coarse']} | {count['coarse']} | {ratios['tiling', 'ours']} "
-            f"| {ratios['tiling', 'swept']} | {goal} | {ratios['coarse', 'swept']} |"
-        )
-    weighed = [row for row in report["scenes"] if "quality" in row]
-    if weighed:
-        lines += [
-            "",
-            "mIoU of masks, ours, swept, tiling, coarse tiling:",
-            "",
-            "| scene, px | questions | mIoU | with a target | mIoU | with small targets | mIoU |",
-            "|---|---|---|---|---|---|---|",
-        ]
-    for row in weighed:
+        rows.append(
+            (row["size_px"], row["questions_timed"], seconds["ours"], seconds["swept"],
+             seconds["tiling"], count["tiling"], seconds["coarse"], count["coarse"],
+             ratios["tiling", "ours"], ratios["tiling", "swept"],
+             f"{report['goal']:g}x" if row["size_px"] == 20000 else "-", ratios["coarse", "swept"])
+        )  # fmt: skip
+    heads = (
+        "scene, px | questions | ours | swept | tiling | tiles (timed) | coarse tiling | tiles "
+        "(timed) | tiling against ours | against swept | goal | coarse tiling against swept"
+    )
+    return table_of(heads, rows)
+
+
+def _quality_table(scenes: list[dict[str, Any]]) -> str:
+    """A row a scene that was tiled completely."""
+    rows = []
+    for row in scenes:
         found = row["quality"]
-        cells = []
+        cells: list[object] = [row["size_px"]]
         for number, key in (
             (len(found["questions"]), "miou"),
             (found["present_questions"], "present_miou"),
             (found["small_questions"], "small_miou"),
         ):
-            cells += [str(number), ", ".join(_cell(found[key][way]) for way in WAYS)]
-        lines.append(f"| {row['size_px']} | " + " | ".join(cells) + " |")
-    for row in weighed:
-        lines += [
-            "",
-            f"By question, {row['size_px']} px:",
-            "",
-            "| prompt | targets | side in the global view, px | ours | swept | tiling | coarse |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for question in row["quality"]["questions"]:
-            side = "-" if question["size_px"] is None else f"{question['size_px']:.2g}"
-            ious = " | ".join(f"{question[way]:.2f}" for way in WAYS)
-            lines.append(f"| {question['prompt']} | {question['targets']} | {side} | {ious} |")
-    return "\n".join(lines) + "\n"
+            cells += [number, ", ".join(_cell(found[key][way]) for way in WAYS)]
+        rows.append(cells)
+    heads = "scene, px | questions | mIoU | with a target | mIoU | with small targets | mIoU"
+    return table_of(heads, rows)
+
+
+def _question_table(quality: dict[str, Any]) -> str:
+    """A row a question of one scene."""
+    rows = (
+        (question["prompt"], question["targets"],
+         "-" if question["size_px"] is None else f"{question['size_px']:.2g}",
+         *(f"{question[way]:.2f}" for way in WAYS))
+        for question in quality["questions"]
+    )  # fmt: skip
+    heads = "prompt | targets | side in the global view, px | ours | swept | tiling | coarse"
+    return table_of(heads, rows)
 
 
 def times(ratio: float) -> str:
