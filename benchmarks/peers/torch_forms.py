@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ from geomag_edge.views import (
 )
 
 Part = Callable[..., Any]
+Encoded = tuple[Tensor, Tensor, Tensor]
+"""Tokens, embeddings for PSC and features for the mask head of some views, view by view."""
+Views = Callable[[NDArray[np.float32]], Encoded]
+"""Boxes f32[n,4] in px -> what the encoder makes of these views."""
 
 
 class TorchForm:
@@ -80,16 +85,31 @@ class TorchForm:
             new_tokens: ids to decode after the prefix, no fewer.
             prefix: the answer's forced start.
         """
-        model, config = self.model, self.model.config
-        height, width = image.shape[:2]
-        psc, shape = PscSettings.from_json(config.psc), torch.tensor(image.shape)
-        prompt_ids = self.processor.prompt_ids(prompt)
-        known: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
+        height, width = shape = image.shape[:2]
+        views = self._views_of(image)
+        select = partial(self._select, self.processor.prompt_ids(prompt), torch.tensor(image.shape))
+        boxes = global_box(height, width)[None]
+        tokens, embeds, features = views(boxes)
+        first = select(embeds, boxes[0])
+        visual = [self._project(tokens, boxes, budget.global_grid, shape)]
+        if budget.crops:
+            crops = self._crops(first, budget.crops, shape, views, select)
+            crop_tokens, _, crop_features = views(crops)
+            visual.append(self._project(crop_tokens, crops, budget.crop_grid, shape))
+            features = torch.cat([features, crop_features])
+            boxes = np.concatenate([boxes, crops])
+        ids, queries = self._generate(prompt, torch.cat(visual), prefix, new_tokens)
+        logits, quality = (out[0].float().numpy() for out in self.mask_head(features, queries))
+        return Answer(ids, logits, quality, boxes, shape)
 
-        def views(boxes: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
+    def _views_of(self, image: NDArray[np.uint8]) -> Views:
+        """Encodes views of an image, each once however often it is asked for."""
+        known: dict[bytes, Encoded] = {}
+
+        def views(boxes: NDArray[np.float32]) -> Encoded:
             new = [box for box in boxes if box.tobytes() not in known]
             if new:
-                pixels = self.processor.views(image, np.stack(new)).to(model.dtype)
+                pixels = self.processor.views(image, np.stack(new)).to(self.model.dtype)
                 parts = self.encoder(pixels)
                 for i, box in enumerate(new):
                     known[box.tobytes()] = tuple(part[i] for part in parts)
@@ -97,33 +117,42 @@ class TorchForm:
             tokens, embeds, features = (torch.stack(p) for p in zip(*found, strict=True))
             return tokens, embeds, features
 
-        def select(embeds: Tensor, box: NDArray[np.float32]) -> Candidates:
-            _, _, boxes, scores = model.psc(embeds, prompt_ids, torch.from_numpy(box), shape)
-            return boxes.float().numpy(), scores.float().numpy()
+        return views
+
+    def _select(
+        self, prompt_ids: Tensor, shape: Tensor, embeds: Tensor, box: NDArray[np.float32]
+    ) -> Candidates:
+        """What PSC would look at within one view [1,...] of an image of shape i64[3]."""
+        _, _, boxes, scores = self.model.psc(embeds, prompt_ids, torch.from_numpy(box), shape)
+        return boxes.float().numpy(), scores.float().numpy()
+
+    def _crops(
+        self,
+        first: Candidates,
+        count: int,
+        shape: tuple[int, int],
+        views: Views,
+        select: Callable[[Tensor, NDArray[np.float32]], Candidates],
+    ) -> NDArray[np.float32]:
+        """The boxes to look at, by what PSC sees in the whole image and again in its parts."""
+        config = self.model.config
+        psc = PscSettings.from_json(config.psc)
 
         def look_again(found: NDArray[np.float32]) -> list[Candidates]:
             embeds = views(found)[1]
             return [select(embeds[i : i + 1], box) for i, box in enumerate(found)]
 
-        def project(part: Tensor, boxes: NDArray[np.float32], grid: int) -> Tensor:
-            pooling = torch.from_numpy(pooling_matrix(config.grid, grid)).to(model.dtype)
-            places = torch.from_numpy(token_positions(boxes, grid, height, width))
-            return model.projector(part, pooling, places.to(model.dtype)).flatten(0, 1)
+        levels = useful_levels(*shape, config.view_px, config.grid, psc)
+        return choose_crops(first, count, levels, psc.overlap, look_again)[0]
 
-        boxes = global_box(height, width)[None]
-        tokens, embeds, features = views(boxes)
-        first = select(embeds, boxes[0])
-        visual = [project(tokens, boxes, budget.global_grid)]
-        if budget.crops:
-            levels = useful_levels(height, width, config.view_px, config.grid, psc)
-            crops, _ = choose_crops(first, budget.crops, levels, psc.overlap, look_again)
-            crop_tokens, _, crop_features = views(crops)
-            visual.append(project(crop_tokens, crops, budget.crop_grid))
-            features = torch.cat([features, crop_features])
-            boxes = np.concatenate([boxes, crops])
-        ids, queries = self._generate(prompt, torch.cat(visual), prefix, new_tokens)
-        logits, quality = (out[0].float().numpy() for out in self.mask_head(features, queries))
-        return Answer(ids, logits, quality, boxes, (height, width))
+    def _project(
+        self, tokens: Tensor, boxes: NDArray[np.float32], grid: int, shape: tuple[int, int]
+    ) -> Tensor:
+        """Views' tokens as the language model's, grid x grid of each, in one row [n,D]."""
+        dtype = self.model.dtype
+        pooling = torch.from_numpy(pooling_matrix(self.model.config.grid, grid)).to(dtype)
+        places = torch.from_numpy(token_positions(boxes, grid, *shape)).to(dtype)
+        return self.model.projector(tokens, pooling, places).flatten(0, 1)
 
     def _generate(
         self, prompt: str, visual: Tensor, prefix: str, new_tokens: int
