@@ -47,6 +47,11 @@ class Ask:
     new_tokens: int = 16
 
 
+def case_name(engine: str, precision: str, budget: str | None, image_px: int) -> str:
+    """A case in words, the same in every run."""
+    return f"{engine} {precision}, budget {budget or 'as routed'}, {image_px} px"
+
+
 @dataclass
 class Case:
     """One combination of what is varied, and its measured rounds.
@@ -69,9 +74,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The case in words, the same in every run."""
-        return f"{self.engine} {self.precision}, budget {self.budget or 'as routed'}, " \
-            f"{self.image_px} px"  # fmt: skip
+        """As of `case_name`."""
+        return case_name(self.engine, self.precision, self.budget, self.image_px)
 
     def to_json(self) -> dict[str, Any]:
         """Percentiles, rounds, and what the last answer was."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from geomag_edge.benchmarks.queries import DERIVED, STAGES
+from geomag_edge.benchmarks.queries import DERIVED, STAGES, case_name
 from geomag_edge.benchmarks.timing import ratio
 from geomag_edge.errors import InputError
 
@@ -93,10 +93,7 @@ def _key(case: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _stages(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Change]:
-    name = (
-        f"{after['engine']} {after['precision']}, budget {after['budget'] or 'as routed'}, "
-        f"{after['image_px']} px"
-    )
+    name = case_name(*_key(after))
     for stage in (*STAGES, *DERIVED):
         old, new = before["stages_ms"].get(stage), after["stages_ms"].get(stage)
         if not old or not new or not old["p50"] or not new["p50"]:
