@@ -23,23 +23,23 @@ result is a dated JSON, also printed as the last line of stdout.
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from geomag_edge.benchmarks.arguments import parser_of
 from geomag_edge.benchmarks.gpu.outside import in_a_process
-from geomag_edge.benchmarks.publish import RESULTS
+from geomag_edge.benchmarks.machine import versions
+from geomag_edge.benchmarks.publish import publish
+from geomag_edge.benchmarks.timing import stage_medians
 from geomag_edge.errors import GeoMagError
 from geomag_edge.graphs import TOLERANCES, Tolerance
 from geomag_edge.manifest import Bundle
@@ -71,14 +71,9 @@ Part = Callable[[], dict[str, Any]]
 
 def main() -> int:
     """Parses, runs every part, writes the result; the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__, precision="fp32", rounds=20)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--checkpoint", type=Path, help="the bundle's checkpoint, for torch")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     try:
         device = Device(CudaDriver())
@@ -88,15 +83,11 @@ def main() -> int:
         return 2
     report = check(bundle, args.precision, args.rounds, device, args.checkpoint)
     report["command"] = "python -m geomag_edge.benchmarks.gpu_check " + " ".join(sys.argv[1:])
-    args.results.mkdir(parents=True, exist_ok=True)
     day = report["when"][:10]
     slug = "".join(c if c.isalnum() else "-" for c in report["machine"]["gpu"].lower())
-    path = args.results / f"gpu_check_{slug}_{day}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=1) + "\n")
-    partial.replace(path)
-    print(f"wrote {path}", file=sys.stderr)
-    print(json.dumps(report))
+    name = f"gpu_check_{slug}_{day}"
+    publish(report, None, args.results, name)
+    print(f"wrote {args.results / name}.json", file=sys.stderr)
     return 0 if report["ok"] else 1
 
 
@@ -150,12 +141,6 @@ def _said(part: dict[str, Any]) -> str:
 def machine(device: Device) -> dict[str, Any]:
     """The device and what runs on it."""
     driver = device.driver
-    found: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     smi = shutil.which("nvidia-smi")
     said = None
     if smi is not None:
@@ -170,7 +155,7 @@ def machine(device: Device) -> dict[str, Any]:
         "free_bytes": driver.free_bytes(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": found,
+        "versions": versions(PACKAGES),
     }
 
 
@@ -224,7 +209,7 @@ def chain(bundle: Bundle, engine: str, precision: str, rounds: int) -> dict[str,
         wrong.append(str(report.first_drift))
     if beyond := copied.keys() - TO_HOST:
         wrong.append(f"copied to the host between stages: {', '.join(sorted(beyond))}")
-    stages = {s: median(r.timings_ms[s] for r in runs) for s in runs[0].timings_ms}
+    stages = stage_medians([r.timings_ms for r in runs])
     steps = max(1, runs[0].decode_steps)
     return {
         "ok": not wrong,
@@ -246,7 +231,7 @@ def chain(bundle: Bundle, engine: str, precision: str, rounds: int) -> dict[str,
 def _stages_ms(pipe: Pipeline, sample: Sample, rounds: int) -> dict[str, float]:
     """Each stage's median time, by the fit check's names."""
     runs = [_ask(pipe, sample) for _ in range(rounds)]
-    found = {stage: median(r.timings_ms[stage] for r in runs) for stage in runs[0].timings_ms}
+    found = stage_medians([r.timings_ms for r in runs])
     found["decode, a token"] = found.pop("decode") / max(1, runs[0].decode_steps)
     return found
 

@@ -33,9 +33,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from geomag_edge.benchmarks.arguments import parser_of
 from geomag_edge.benchmarks.machine import described
 from geomag_edge.benchmarks.peers.tiling import times
-from geomag_edge.benchmarks.publish import RESULTS
+from geomag_edge.disk.staging import write_whole
 from geomag_edge.manifest import Bundle
 from geomag_edge.model.presets import shipped_checkpoint
 from geomag_edge.runtime.planning.frontier import frontier_of
@@ -56,9 +57,7 @@ FRONTIER = "scenes:7:24"
 
 def main() -> None:
     """Makes what is missing, runs the parts, then writes the table of all results there are."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__, threads=1)
     parser.add_argument("--work", type=Path, help="bundles and scenes are made and kept here")
     parser.add_argument("--base", type=Path, help="bundle, in place of one made here")
     parser.add_argument("--checkpoint", type=Path, help="of --base, if it has moved")
@@ -66,8 +65,6 @@ def main() -> None:
     parser.add_argument("--genai-python", default=sys.executable, help="a Python that has it")
     parser.add_argument("--optimum-python", default=sys.executable, help="a Python that has it")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     wanted = [name for name in args.only.split(",") if name != "none"]
     prepare(args, wanted)
@@ -78,7 +75,7 @@ def main() -> None:
         if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
             failed.append(name)
     table = as_markdown(args.results, failed)
-    (args.results / "headline.md").write_text(table)
+    write_whole(args.results / "headline.md", table)
     print(table)
     if failed:
         raise SystemExit(f"failed, with what was measured before in the table: {failed}")

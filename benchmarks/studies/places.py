@@ -30,6 +30,7 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
 from geomag_edge.benchmarks.machine import described, machine
+from geomag_edge.disk.staging import write_whole
 from geomag_edge.runtime.answers.geojson import feature_collection
 from geomag_edge.runtime.answers.masks import Mask
 from geomag_edge.runtime.images.georef import Georef
@@ -225,7 +226,8 @@ def main() -> None:
         head = f"# {text[0]}\n\n    {command}\n"
         body = text[1].split("\n\n", 1)[1]
         host = [described(machine(None, ("rasterio", "shapely", "pyproj", "numpy"))) + ".", ""]
-        args.output.write_text("\n".join([head, body, *host, *lines, "", json.dumps(summary), ""]))
+        page = [head, body, *host, *lines, "", json.dumps(summary), ""]
+        write_whole(args.output, "\n".join(page))
     print(json.dumps(summary))
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from geomag_edge.benchmarks import headline
+from geomag_edge.benchmarks.publish import RESULTS
 
 
 def test_every_part_of_the_committed_table_comes_from_a_committed_result():
-    table = headline.as_markdown(headline.RESULTS)
-    assert table == (headline.RESULTS / "headline.md").read_text()
+    table = headline.as_markdown(RESULTS)
+    assert table == (RESULTS / "headline.md").read_text()
     assert "not measured" not in table
     for part in headline.PARTS:
         assert f"\n- {part}: `" in table
@@ -23,7 +24,7 @@ def test_a_part_that_was_never_measured_is_said(tmp_path):
 
 
 def test_a_part_that_failed_is_said_to_be_of_an_earlier_run():
-    table = headline.as_markdown(headline.RESULTS, ["decode"])
+    table = headline.as_markdown(RESULTS, ["decode"])
     marked = [line for line in table.splitlines() if line.endswith("of an earlier run**")]
     assert len(marked) == 1
     assert marked[0].startswith("- decode:")
@@ -89,7 +90,7 @@ def test_the_table_alone_needs_no_folder(args, commands):
 def test_another_machines_results_have_a_table_of_their_own(tmp_path):
     other = tmp_path / "laptop"
     other.mkdir()
-    shutil.copy(headline.RESULTS / "deadlines_nano.json", other)
+    shutil.copy(RESULTS / "deadlines_nano.json", other)
     table = headline.as_markdown(tmp_path)
     own, _, others = table.partition("## Another machine: laptop")
     assert own.count("not measured") == len(headline.PARTS)
