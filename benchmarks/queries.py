@@ -164,7 +164,7 @@ def query(
         seen = Looked(result.view_box, result.crop_boxes, result.relevance)
         write_outputs(
             out, session.scene, {"prompt": ask.prompt, "text": result.text, "boxes": result.boxes},
-            result.masks, [ask.prompt] * len(result.masks), seen,
+            result.masks, result.labels, seen,
         )  # fmt: skip
     end = time.perf_counter()
     asked = (answered - opened) * 1e3

@@ -155,7 +155,7 @@ class PromptCoder:
             PromptError: not text, absurdly long, not encodable, or more than `MOST_MASKS` [SEG].
         """
         prefix = _checked_text(prefix, "the answer's start")
-        ids = self.markup_ids(_spelt_around(_MARKUP, prefix, str(self.settings.text_form)))
+        ids = self.markup_ids(_spelt_around(MARKUP, prefix, str(self.settings.text_form)))
         if (asked := ids.count(self.settings.seg_token_id)) > MOST_MASKS:
             raise PromptError(
                 f"the answer's start asks for {asked} masks, one answer has at most {MOST_MASKS}: "
@@ -236,7 +236,8 @@ _TYPED_NUMBER = r"[\s\u200b\u2060\ufeff]*[0-9]{1,6}[\s\u200b\u2060\ufeff]*"
 _PLACE = re.compile(rf"(<box>{_TYPED_NUMBER}:{_TYPED_NUMBER}(?:,{_TYPED_NUMBER}){{3}}</box>)", re.I)
 _NO_NUMBER = re.compile(r"[\s\u200b\u2060\ufeff]+")
 _LIKE_BOX = re.compile(r"<(?=/?box>)", re.I)
-_MARKUP = re.compile(r"(\[SEG\]|<image>|<box>[^<]*(?:</box>|$)|</?box>)")
+MARKUP = re.compile(r"(\[SEG\]|<image>|<box>[^<]*(?:</box>|$)|</?box>)")
+"""Whatever of a text is no words."""
 
 
 def spelt_prompt(prompt: str, form: str) -> str:

@@ -28,14 +28,15 @@ def feature_collection(
     labels: Sequence[str],
     georef: Georef,
     shape: tuple[int, int] | None = None,
+    prompt: str = "",
 ) -> dict[str, Any]:
     """One feature a mask, in order; `id` counts from 1 as the values of masks.tif do.
 
     `shape` is the image's H, W where no mask has it.
 
-    Properties: id, label, score, area_px; `area_m2` on the WGS 84 ellipsoid where coordinates are
-    longitude and latitude; `outline_step_px` where a huge mask was outlined on a coarser grid. An
-    empty mask, and one that lies off the Earth, has no geometry.
+    Properties: id, label, score, area_px, prompt; `area_m2` on the WGS 84 ellipsoid where
+    coordinates are longitude and latitude; `outline_step_px` where a huge mask was outlined on a
+    coarser grid. An empty mask, and one that lies off the Earth, has no geometry.
     """
     ground = ground_of(georef, masks[0].shape if masks else shape or (1, 1))
     try:
@@ -50,6 +51,8 @@ def feature_collection(
         "geomag_notes": notes,
         "features": features,
     }
+    for feature in features:
+        feature["properties"]["prompt"] = prompt
     if ground.coordinates == "native":
         collection["geomag_crs"] = georef.crs.to_wkt()
     return collection

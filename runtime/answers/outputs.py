@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from geomag_edge.errors import InputError, OutputError
+from geomag_edge.printing import printable
 from geomag_edge.runtime.images.georef import Georef
 from geomag_edge.runtime.images.reading import CACHE_BYTES
 from geomag_edge.runtime.images.scene import Scene
@@ -27,8 +28,11 @@ from .exchange import ANSWER, check_inputs, placed
 from .geojson import feature_collection
 from .masks import BLOCK_PX, Mask
 from .overlay import Looked, draw_overlay, mask_colour
+from .wording import cut_short
 
 SIDECAR = "masks.tif.aux.xml"
+TAGS = ("prompt", "text", "engine", "precision")
+"""What of answer.json masks.tif says itself."""
 
 
 def write_outputs(
@@ -67,12 +71,16 @@ def write_outputs(
     check_inputs(out, scene.files)
     try:
         with placed(out) as stage:
-            size = scene.height, scene.width
-            polygons = feature_collection(masks, labels, scene.georef, size)
+            size, prompt = (scene.height, scene.width), str(answer.get("prompt", ""))
+            polygons = feature_collection(masks, labels, scene.georef, size, prompt)
             if polygons["geomag_notes"]:
                 answer["notes"] = [*answer.get("notes", []), *polygons["geomag_notes"]]
+            if short := cut_short(answer):  # already among the answer's own
+                polygons["geomag_notes"].append(short)
             names = {
-                "masks": _write(stage / "masks.tif", lambda: mask_raster(masks, scene, stage)),
+                "masks": _write(
+                    stage / "masks.tif", lambda: mask_raster(masks, scene, stage, answer)
+                ),
                 "polygons": _write(stage / "masks.geojson", lambda: _json(polygons, indent=None)),
                 "overlay": _write(
                     stage / "overlay.png",
@@ -94,8 +102,15 @@ def _write(path: Path, make: Callable[[], bytes | memoryview]) -> str:
     return path.name
 
 
-def mask_raster(masks: Sequence[Mask], scene: Scene, stage: Path | None = None) -> bytes:
+def mask_raster(
+    masks: Sequence[Mask],
+    scene: Scene,
+    stage: Path | None = None,
+    answer: Mapping[str, Any] | None = None,
+) -> bytes:
     """A GeoTIFF with the scene's size and georeference: 0 is background, i is mask i.
+
+    Background is declared as no data, so that a viewer shows the image below it.
 
     It is compressed in memory, where it takes little, because GDAL does not report a full disk.
     Blocks that no mask touches are left out and read as 0.
@@ -104,6 +119,7 @@ def mask_raster(masks: Sequence[Mask], scene: Scene, stage: Path | None = None) 
         masks: in order; an earlier one is not overwritten by a later one.
         scene: gives height, width and georeference.
         stage: folder for the sidecar that a CRS needs which GeoTIFF cannot hold exactly.
+        answer: as in answer.json; who said what goes into the file's tags.
     """
     dtype = "uint8" if len(masks) < 256 else "uint16"
     options: dict[str, Any] = {"crs": scene.georef.crs} | _place(scene.georef)
@@ -114,6 +130,7 @@ def mask_raster(masks: Sequence[Mask], scene: Scene, stage: Path | None = None) 
             width=scene.width,
             count=1,
             dtype=dtype,
+            nodata=0,
             tiled=True,
             blockxsize=BLOCK_PX,
             blockysize=BLOCK_PX,
@@ -122,6 +139,10 @@ def mask_raster(masks: Sequence[Mask], scene: Scene, stage: Path | None = None) 
             sparse_ok=True,
             **options,
         ) as ds:
+            ds.set_band_description(1, "number of the mask, 0 where there is none")
+            ds.update_tags(
+                **{f"GEOMAG_{k.upper()}": printable(str((answer or {}).get(k, ""))) for k in TAGS}
+            )
             if dtype == "uint8":
                 colours = {i: (*mask_colour(i), 255) for i in range(1, len(masks) + 1)}
                 ds.write_colormap(1, {0: (0, 0, 0, 0)} | colours)

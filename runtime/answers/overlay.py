@@ -13,6 +13,7 @@ from geomag_edge.runtime.images.scene import Scene
 
 from .lettering import lettered
 from .masks import Mask
+from .wording import cut_short, words_shown
 
 Colour = tuple[int, int, int]
 
@@ -24,6 +25,7 @@ LEGEND_ROWS = 8
 BACKGROUND: Colour = (17, 22, 29)
 INK: Colour = (236, 240, 244)
 QUIET: Colour = (148, 160, 174)
+WARNING: Colour = (255, 176, 59)
 
 # Distinct for most colour-blind viewers and on vegetation, soil and water alike.
 PALETTE: tuple[Colour, ...] = (
@@ -157,10 +159,12 @@ def _with_masks(
         pixels[data] *= 0.82
     y = (np.arange(picture.height) + 0.5) / scale
     x = (np.arange(picture.width) + 0.5) / scale
+    parts: dict[int, NDArray[np.bool_]] = {}
     for number in range(len(masks), 0, -1):
         inside = masks[number - 1].at(y, x)
         if not inside.any():
             continue
+        parts[number] = inside
         colour = np.array(mask_colour(number), np.float32)
         plain = np.asarray(picture, np.float32)[inside]
         pixels[inside] = plain * 0.55 + colour * 0.45
@@ -172,11 +176,29 @@ def _with_masks(
         if mask.bbox is None:
             continue
         box = np.array(mask.bbox, np.float64) * scale
+        at = (box[0], box[1])
         if min(box[2] - box[0], box[3] - box[1]) < 14:  # too small to see: point at it
             _outline_box(out, box + np.array([-9, -9, 9, 9]), mask_colour(number), "")
+        elif number in parts:
+            at = _corner_within(parts[number])
         text = f"{number} {_cut(labels[number - 1], 24)}" if distinct else str(number)
-        _chip(out, (box[0], box[1]), text, mask_colour(number))
+        _chip(out, at, text, mask_colour(number))
     return out
+
+
+def _corner_within(inside: NDArray[np.bool_]) -> tuple[float, float]:
+    """x, y of the top left corner of the largest square that lies in bool[h,w], by powers of 2:
+    where the largest part of a mask is."""
+    sums = np.pad(inside, ((1, 0), (1, 0))).astype(np.int32).cumsum(0).cumsum(1)
+    side = 1 << (min(inside.shape).bit_length() - 1)
+    while side > 1:
+        held = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+        if (full := held == side * side).any():
+            y, x = np.unravel_index(int(full.argmax()), full.shape)
+            return float(x), float(y)
+        side //= 2
+    y, x = np.unravel_index(int(inside.argmax()), inside.shape)
+    return float(x), float(y)
 
 
 def _shrunk(inside: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
@@ -247,7 +269,9 @@ def _headline(answer: dict[str, Any]) -> list[tuple[str, int, Colour]]:
     if prompt := answer.get("prompt"):
         lines.append((str(prompt), 26, INK))
     if text := answer.get("text"):
-        lines.append((str(text), 18, QUIET))
+        lines.append((words_shown(str(text)), 18, QUIET))
+    if short := cut_short(answer):
+        lines.append((short, 18, WARNING))
     return lines
 
 

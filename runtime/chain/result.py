@@ -7,6 +7,7 @@ from typing import Any
 
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.runtime.answers.masks import Mask
+from geomag_edge.runtime.answers.wording import CUT_SHORT, mask_names
 from geomag_edge.runtime.chain.chain import F32
 
 
@@ -59,11 +60,17 @@ class Result:
     deadline: dict[str, Any] | None = None
     sweep: dict[str, int] | None = None
 
+    @property
+    def labels(self) -> list[str]:
+        """What the answer calls each of its masks."""
+        names = mask_names(self.text, self.prompt)[: len(self.masks)]
+        return names + [self.prompt] * (len(self.masks) - len(names))
+
 
 def what_is_missing(
     text: str, level: str, prompt: str, masks: list[Mask], boxes: list[list[float]], stopped: str
 ) -> str | None:
-    """A remark on an answer that does not hold what its task is about."""
+    """A remark on an answer that does not hold what its task is about, or was cut."""
     if stopped == "deadline":
         return None  # the deadline's own report says it
     cut = "; it was cut at the most tokens that were allowed" if stopped == "length" else ""
@@ -74,4 +81,4 @@ def what_is_missing(
     about_a_box = "<box>" in prompt
     if level == "region" and not boxes and not masks and not about_a_box:
         return f"the task was taken for one of regions, but the answer has no box{cut}"
-    return None
+    return CUT_SHORT.get(stopped)

@@ -227,8 +227,8 @@ def describe(result: Result, image: Path | str) -> dict[str, Any]:
         "budget": result.budget.to_json(),
         "boxes": result.boxes,
         "masks": [
-            {"id": i + 1, "score": m.score, "area_px": m.area_px, "box": m.bbox}
-            for i, m in enumerate(result.masks)
+            {"id": i, "label": label, "score": m.score, "area_px": m.area_px, "box": m.bbox}
+            for i, (m, label) in enumerate(zip(result.masks, result.labels, strict=True), start=1)
         ],
         "crops": result.crop_boxes.tolist(),
         "crop_scores": result.crop_scores.tolist(),
@@ -249,9 +249,8 @@ def write(session: Any, result: Result, answer: dict[str, Any], out: Path) -> di
     from geomag_edge.runtime.answers.outputs import write_outputs
     from geomag_edge.runtime.answers.overlay import Looked
 
-    labels = [result.prompt] * len(result.masks)
     seen = Looked(result.view_box, result.crop_boxes, result.relevance)
-    return write_outputs(out, session.scene, answer, result.masks, labels, seen)
+    return write_outputs(out, session.scene, answer, result.masks, result.labels, seen)
 
 
 def print_answer(answer: dict[str, Any]) -> None:
@@ -267,7 +266,8 @@ def print_answer(answer: dict[str, Any]) -> None:
     for box in answer["boxes"]:
         say("  box       " + ", ".join(f"{v:.1f}" for v in box))
     for mask in answer["masks"]:
-        say(f"  mask {mask['id']}    {mask['area_px']} px, score {mask['score']:.2f}")
+        what = f"{mask['label']}, {mask['area_px']} px, score {mask['score']:.2f}"
+        say(f"  mask {mask['id']}    {what}")
     times = ", ".join(f"{k} {v:.0f}" for k, v in answer["timings_ms"].items())
     providers = ", ".join(sorted(set(answer["providers"].values())))
     say(f"  ms        {times}")

@@ -20,6 +20,7 @@ from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
 from geomag_edge.errors import InputError, OutputError
+from geomag_edge.printing import printable
 from geomag_edge.runtime.answers import antimeridian, outline, outputs, overlay
 from geomag_edge.runtime.answers.geojson import feature_collection
 from geomag_edge.runtime.answers.masks import Mask
@@ -167,7 +168,10 @@ def test_the_mask_raster_numbers_the_masks_and_earlier_ones_stay_on_top(scene, t
     masks = [mask_of(shape, disc(10, 10, 6)), mask_of(shape, disc(14, 12, 6))]
     with rasterio.open(answer_to(scene, tmp_path / "out", masks)["masks"]) as ds:
         band = ds.read(1)
-        assert (ds.count, ds.dtypes[0], ds.nodata) == (1, "uint8", None)
+        assert (ds.count, ds.dtypes[0]) == (1, "uint8")
+        assert ds.nodata == ds.colormap(1)[0][3] == 0  # the image below is seen where none is
+        assert ds.descriptions == ("number of the mask, 0 where there is none",)
+        assert ds.tags()["GEOMAG_PROMPT"] == "find the things"
         assert ds.profile["tiled"]
         assert ds.compression.name == "deflate"
     first, second = (np.asarray(m) for m in masks)
@@ -316,7 +320,7 @@ def test_polygons_are_longitude_and_latitude_with_the_right_hand_rule(scene, tmp
     (feature,) = data["features"]
     assert feature["id"] == 1
     assert feature["properties"] | {"area_m2": 0} == {
-        "id": 1, "label": "dam", "score": 0.75, "area_m2": 0,
+        "id": 1, "label": "dam", "score": 0.75, "area_m2": 0, "prompt": "find the things",
         "area_px": mask_of((120, 160), ring).area_px,
     }  # fmt: skip
     assert feature["geometry"]["type"] == "Polygon"
@@ -601,3 +605,10 @@ def test_nothing_is_written_or_drawn_where_there_is_no_data(tmp_path, monkeypatc
         assert (pixels[far] == NO_DATA_GREY).all()
         inside = pixels[np.ix_((y > 60) & (y < 90), (x > 130) & (x < 190))]
         assert (inside != NO_DATA_GREY).mean() > 0.9
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m red", "caf\xe9 \udce9", "a\nb", "\u202e", "x" * 70_000])
+def test_any_words_may_stand_in_the_mask_raster(scene, text):
+    tiff = outputs.mask_raster([], scene, answer={"prompt": text})
+    with rasterio.MemoryFile(tiff) as memory, memory.open() as ds:
+        assert ds.tags()["GEOMAG_PROMPT"] == printable(text)
