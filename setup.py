@@ -59,6 +59,7 @@ setup(
         **{f"geomag_edge.{stage}": stage for stage in STAGES},
     },
     package_data={
+        "geomag_edge": ["py.typed"],
         "geomag_edge.targets": ["*.json"],
         "geomag_edge.model": ["checkpoints/nano/*"],
         "geomag_edge.model.train": ["*.json"],

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -21,16 +22,29 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 __version__ = VERSION
-__all__ = ["Pipeline", "__version__"]
+__all__ = [
+    "GeoMagError", "Mask", "Pipeline", "Result", "SceneSession", "TokenBudget", "__version__",
+]  # fmt: skip
 
 if TYPE_CHECKING:
+    from geomag_edge.budgets import TokenBudget
+    from geomag_edge.errors import GeoMagError
+    from geomag_edge.runtime.answers.masks import Mask
     from geomag_edge.runtime.chain.pipeline import Pipeline
+    from geomag_edge.runtime.chain.result import Result
+    from geomag_edge.runtime.chain.scene_session import SceneSession
+
+_HOMES = {
+    "GeoMagError": "errors", "Mask": "runtime.answers.masks",
+    "Pipeline": "runtime.chain.pipeline", "Result": "runtime.chain.result",
+    "SceneSession": "runtime.chain.scene_session", "TokenBudget": "budgets",
+}  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    """Opens `Pipeline` lazily, so that importing the package costs nothing."""
-    if name == "Pipeline":
-        from geomag_edge.runtime.chain.pipeline import Pipeline
+if not TYPE_CHECKING:  # a type checker would take any name for one that opens
 
-        return Pipeline
-    raise AttributeError(f"module 'geomag_edge' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """Opens public names lazily, so that importing the package costs nothing."""
+        if name in _HOMES:
+            return getattr(importlib.import_module(f"geomag_edge.{_HOMES[name]}"), name)
+        raise AttributeError(f"module 'geomag_edge' has no attribute {name!r}")

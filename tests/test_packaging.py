@@ -49,6 +49,7 @@ def test_every_module_of_the_spine_is_installed(wheel, package):
 def test_data_that_modules_read_beside_them_travels(wheel):
     names = {name.rpartition("/")[2] for name in wheel}
     assert {"int8_probe.onnx", "nano.json", "model.safetensors", "targets.json"} <= names
+    assert "geomag_edge/py.typed" in wheel
 
 
 def test_every_folder_with_modules_is_installed(wheel):

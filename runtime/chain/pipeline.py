@@ -129,7 +129,7 @@ class Pipeline:
         # What an engine has to say about itself goes with every answer, before the image's notes.
         own = (self._judged_elsewhere,) if self._judged_elsewhere else ()
         scene.notes = (*getattr(self.chain.engine, "notes", ()), *own, *scene.notes)
-        return SceneSession(self.chain, scene)
+        return SceneSession(self.chain, scene, self.deadline)
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from geomag_edge.budgets import LEVELS, TokenBudget
+from geomag_edge.errors import BudgetError
 from geomag_edge.runtime.chain.chain import Chain, Stopwatch
 from geomag_edge.runtime.chain.deadline import Deadline
 from geomag_edge.runtime.chain.decode import Decoded
@@ -26,8 +27,15 @@ from geomag_edge.runtime.images.scene import Scene
 class SceneSession:
     """One image and what is already known of it; any number of prompts share its encoded views."""
 
-    def __init__(self, chain: Chain, scene: Scene):
-        self.chain, self.scene = chain, scene
+    def __init__(
+        self,
+        chain: Chain,
+        scene: Scene,
+        deadline_of: Callable[[Any, float | None], Deadline | None] | None = None,
+    ):
+        """`deadline_of`: (budget, latency_ms) -> a deadline that starts now, where times can be
+        asked for; see `Pipeline.deadline`."""
+        self.chain, self.scene, self._deadline_of = chain, scene, deadline_of
         self.viewer = Viewer(chain, scene)
         what = "this image's session", "open the image"
         self._door = Door(what, self._free, one_at_a_time=True)
@@ -42,6 +50,7 @@ class SceneSession:
         deadline: Deadline | None = None,
         sweep_px: int | None = None,
         on_view: Callable[[str], None] = lambda name: None,
+        latency_ms: float | None = None,
     ) -> Result:
         """Answers one prompt about the image.
 
@@ -57,6 +66,7 @@ class SceneSession:
             sweep_px: also look for the answer's masks in views of this side over the whole image,
                 where PSC sees something of the prompt. The LLM is not asked again.
             on_view: called with each view of the sweep as its turn comes.
+            latency_ms: in place of a deadline, one that starts now.
 
         Raises:
             PromptError: empty, or too long for the model with this budget.
@@ -64,6 +74,14 @@ class SceneSession:
             InputError: a sweep in views of less than 1 px, or in too many views.
             EngineError: closed, or opened in the process that this one was forked from.
         """
+        if latency_ms is not None:
+            if deadline is not None or self._deadline_of is None:
+                raise BudgetError(
+                    "latency_ms cannot be given beside a deadline"
+                    if deadline
+                    else "this session plans for no time: open the image with Pipeline.open"
+                )
+            deadline = self._deadline_of(budget, latency_ms)
         question = Question(
             prompt, budget, max_new_tokens, answer_prefix, on_text, deadline, sweep_px, on_view
         )

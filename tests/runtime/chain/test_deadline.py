@@ -9,6 +9,8 @@ from geomag_edge import Pipeline
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.errors import BudgetError
 from geomag_edge.runtime.chain.deadline import Deadline
+from geomag_edge.runtime.chain.scene_session import SceneSession
+from geomag_edge.runtime.images.scene import Scene
 from geomag_edge.runtime.planning.latency import LatencyModel
 from geomag_edge.runtime.planning.planner import Planner
 
@@ -149,3 +151,21 @@ def test_a_budget_and_a_time_exclude_each_other(pipe, picture):
         pipe(picture, PROMPT, "pixel", latency_ms=50)
     with pytest.raises(BudgetError, match="not possible"):
         Pipeline.load(pipe.bundle, latency_ms=-1)
+
+
+def test_a_session_of_a_pipeline_takes_a_time_as_the_pipeline_does(pipe, picture, monkeypatch):
+    planner = Planner(pipe.bundle.manifest, FREE, None)
+    monkeypatch.setattr(pipe, "planner", lambda progress=None: planner)
+    with pipe.open(picture) as session:
+        got = session.ask(PROMPT, max_new_tokens=4, latency_ms=60_000)
+        assert got.deadline["latency_ms"] == 60_000
+        with pytest.raises(BudgetError, match="exclude each other"):
+            session.ask(PROMPT, "pixel", latency_ms=60_000)
+        with pytest.raises(BudgetError, match="beside a deadline"):
+            session.ask(PROMPT, deadline=Deadline(planner, 60_000), latency_ms=60_000)
+
+
+def test_a_session_without_a_pipeline_says_where_times_are_planned(pipe, picture):
+    session = SceneSession(pipe.chain, Scene.open(picture))
+    with session, pytest.raises(BudgetError, match=r"Pipeline\.open"):
+        session.ask(PROMPT, latency_ms=60_000)
