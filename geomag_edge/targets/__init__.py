@@ -67,6 +67,11 @@ class Target:
         low, high = (_numbers(v) for v in self.versions)
         return low <= _numbers(version) < high
 
+    def distance(self, version: str) -> int:
+        """How many minor versions lie between a version and the target's range; 0 inside."""
+        low, high = (_minor(v) for v in self.versions or ("", ""))
+        return max(low - _minor(version), _minor(version) + 1 - high, 0)
+
     def takes_precision(self, precision: str) -> bool:
         """Whether the graphs of a precision hold only what the target multiplies.
 
@@ -264,11 +269,17 @@ def _types_of(precision: str) -> set[str]:
     return {word for word in re.split(r"[-+]", precision) if word in DTYPES}
 
 
+def _minor(version: str) -> int:
+    """ "10.3.0" -> 1003, so that versions of one major lie nearer than those of another."""
+    major, minor = (*_numbers(version), 0, 0)[:2]
+    return major * 1000 + minor
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     """ "10.3.0.26" -> (10, 3, 0, 26); what is not a number ends it."""
     numbers = []
     for part in version.split("."):
-        digits = "".join(c for c in part if c.isdigit())
+        digits = "".join(c for c in part if c.isdecimal())
         if not digits:
             break
         numbers.append(int(digits))

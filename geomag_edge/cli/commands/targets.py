@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 
 from geomag_edge.cli.arguments import path
 from geomag_edge.cli.console import print_json, say
+from geomag_edge.errors import TargetError
 from geomag_edge.printing import table
 from geomag_edge.targets import Catalog, Target, load_catalog
 
@@ -32,11 +34,12 @@ def execute(args: argparse.Namespace) -> None:
 
     catalog = load_catalog(args.targets_file)
     machine = look_around()
-    here = {
-        "saw": str(machine),
-        "export": choose_target(machine, catalog, engines=False),
-        "build": choose_target(machine, catalog, engines=True),
-    }
+    here: dict[str, str | None] = {"saw": str(machine)}
+    for use, engines in (("export", False), ("build", True)):
+        try:
+            here[use] = choose_target(machine, catalog, engines)
+        except TargetError as e:  # a list is shown on every machine
+            here |= {use: None, "why": str(e)}
     if args.json:
         print_json(
             {
@@ -47,10 +50,14 @@ def execute(args: argparse.Namespace) -> None:
         )
         return
     say(*_targets(catalog), "", *_devices(catalog), "")
-    say(
-        f"this machine: {here['saw']}; --target auto exports for {here['export']} and builds for "
-        f"{here['build']}"
-    )
+    say(f"this machine: {here['saw']}; {_auto(here)}")
+
+
+def _auto(here: Mapping[str, str | None]) -> str:
+    if here["build"] is None and here["export"] is None:
+        return f"--target auto ends with: {here['why']}"
+    built = f"builds for {here['build']}" if here["build"] else f"does not build: {here['why']}"
+    return f"--target auto exports for {here['export']} and {built}"
 
 
 def _targets(catalog: Catalog) -> list[str]:

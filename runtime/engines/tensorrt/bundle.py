@@ -106,10 +106,11 @@ def _options_for(
     """
     if options.cache == FIXED:
         check_target(target)
-    if flavour.name == "tensorrt" and machine.gpu is None:
+    if flavour.name == "tensorrt" and (machine.trouble or machine.sm is None):
+        cause = machine.trouble or "nothing says its compute capability"
         raise EngineError(
-            f"target {target.name!r} builds on the device itself, and this machine has no GPU: "
-            "run the same command there (docs/TARGETS.md), or use --target tensorrt-rtx"
+            f"target {target.name!r} builds on the device itself, with its GPU, and here "
+            f"{cause}: run the same command there (docs/TARGETS.md), or use --target tensorrt-rtx"
         )
     if flavour.name == "tensorrt_rtx" and not options.sm:
         return replace(options, sm=target.sm_for(precision))
