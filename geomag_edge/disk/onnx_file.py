@@ -93,6 +93,47 @@ def read_onnx(path: Path) -> OnnxFile:
     return found
 
 
+@dataclass(frozen=True)
+class Wired:
+    """A node of a graph: its name, its operator, and the names of the values it takes and gives."""
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def read_wiring(path: Path) -> tuple[list[Wired], set[str]]:
+    """The nodes of a checked file in their order, and the names of its inputs.
+
+    Raises:
+        BundleError: it cannot be walked.
+    """
+    nodes, inputs = [], set()
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+        ):
+            steps = iter(range(MOST_FIELDS))
+            for kind, at, end in _parts(text, "model", 0, len(text), steps):
+                if kind == "node":
+                    nodes.append(_wired(text, [*_fields(text, at, end, steps)]))
+                elif kind == "input":
+                    inputs.add(_word(text, [*_fields(text, at, end, steps)], 1))
+    except (OSError, ValueError, IndexError) as e:
+        raise BundleError(f"{path.name} is not a readable ONNX file: export it again") from e
+    return nodes, inputs
+
+
+def _wired(text: mmap.mmap, fields: list[Field]) -> Wired:
+    def words(number: int) -> tuple[str, ...]:
+        found = [(start, stop) for n, start, stop, _ in fields if n == number and start >= 0]
+        return tuple(text[start:stop].decode() for start, stop in found)
+
+    return Wired(_word(text, fields, 3), _word(text, fields, 4), words(1), words(2))
+
+
 Field = tuple[int, int, int, int]
 """Number, start and end of what is delimited, value of what is a whole number."""
 

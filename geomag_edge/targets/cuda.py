@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 LIBRARY = "libcuda.so.1"
@@ -67,10 +68,29 @@ def driver_cuda(library: Any = None) -> str | None:
         library: the driver's library where it is open already. Nothing is started in it.
     """
     library = library or _library()
-    version = ctypes.c_int()
-    if library is None or library.cuDriverGetVersion(ctypes.byref(version)):
+    known = ctypes.c_int()
+    if library is None or library.cuDriverGetVersion(ctypes.byref(known)):
         return None
-    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return f"{known.value // 1000}.{known.value % 1000 // 10}"
+
+
+def newer_than_driver() -> str | None:
+    """Why the installed cuda-bindings cannot work with this driver, in one line, or None.
+
+    What NVRTC of a CUDA makes is not loaded by drivers of the CUDA before.
+    """
+    cuda = driver_cuda()
+    try:
+        bindings = version("cuda-bindings")
+    except PackageNotFoundError:
+        return None
+    if cuda is None or int(bindings.split(".")[0]) <= int(cuda.split(".")[0]):
+        return None
+    major = cuda.split(".")[0]
+    return (
+        f"cuda-bindings {bindings} is newer than this driver, which knows CUDA {cuda}: pip install "
+        f"'cuda-bindings=={major}.*' nvidia-cuda-nvrtc-cu{major}, or install a newer driver"
+    )
 
 
 def _library() -> Any:

@@ -9,14 +9,16 @@ stand-in for CUDA; the CUDA provider itself has not been run.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from geomag_edge.disk.onnx_file import read_wiring
 from geomag_edge.errors import EngineError, GeoMagError, MissingExtraError
 from geomag_edge.graphs import ENCODER
 from geomag_edge.manifest import Bundle
@@ -27,6 +29,7 @@ from geomag_edge.runtime.engines.cuda.feeds import on_device
 from geomag_edge.runtime.engines.cuda.values import DeviceValues
 from geomag_edge.runtime.engines.ort import quiet_options, set_threads
 from geomag_edge.runtime.engines.sharing import has_threads
+from geomag_edge.targets.cuda import driver_cuda
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -57,6 +60,16 @@ HEAVY = frozenset(
 """Operators that must be on the GPU. ONNX Runtime itself puts arithmetic on shapes on the CPU,
 where it belongs; that is reported and not refused."""
 
+CUDA_OPSET, ANY_OPSET = 20, (1, 27)
+"""The newest opset that every onnxruntime-gpu from 1.23 on runs on the GPU but for small nodes, and
+the version from which on it runs the later ones, too, so. Seen in where the wheels 1.23.2 to 1.31.1
+place the nodes of our graphs: of opset 23, 1.23 leaves most of the encoder on the CPU, 1.24
+Attention, and all before 1.27 ConvTranspose, Sin and Cos."""
+
+MADE_ON_SHAPES = frozenset({"Gather"})
+"""What ONNX Runtime itself puts behind a Shape, where it has moved a Transpose past it. Any other
+node that is not in the file counts as one on data."""
+
 _NUMPY = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -78,7 +91,7 @@ class OrtCudaEngine:
 
     Raises:
         MissingExtraError: onnxruntime-gpu or cuda-python is not installed.
-        EngineError: no driver or no GPU.
+        EngineError: no driver or no GPU, or an ONNX Runtime that lacks kernels for the graphs.
     """
 
     name = "ort-cuda"
@@ -87,6 +100,8 @@ class OrtCudaEngine:
         if device is None:
             if reason := lacking():
                 raise MissingExtraError(reason)
+            if reason := kernels_for(_opset(bundle, precision), ort.__version__):
+                raise EngineError(reason)
             device = Device(CudaDriver())
             ort.preload_dlls()  # CUDA and cuDNN from pip's packages, where those are installed
         self.bundle, self.precision, self.device = bundle, precision, device
@@ -104,11 +119,54 @@ class OrtCudaEngine:
 
 def lacking() -> str | None:
     """What this installation of ONNX Runtime lacks to run on a GPU, in one line, or None."""
-    if PROVIDER in ort.get_available_providers():
-        return None
+    if PROVIDER not in ort.get_available_providers():
+        return f"the installed onnxruntime {ort.__version__} has no {PROVIDER}: {install_line()}"
+    cuda = driver_cuda()
+    if cuda is not None and int(cuda.split(".")[0]) < 13 and _numbers(ort.__version__) >= ANY_OPSET:
+        return (
+            f"onnxruntime-gpu {ort.__version__} is for CUDA 13, and this driver knows CUDA {cuda}: "
+            f"{install_line()}, or install a newer driver"
+        )
+    return None
+
+
+def install_line() -> str:
+    """The command that leaves one working ONNX Runtime with CUDA, for this machine's driver.
+
+    Both packages own the module `onnxruntime`: to remove one alone takes files of the other along,
+    and pip then finds the other installed and leaves the hole. So both go, then one comes.
+    """
     return (
-        f"the installed onnxruntime {ort.__version__} has no {PROVIDER}: pip uninstall onnxruntime "
-        "&& pip install onnxruntime-gpu (they share one module, so only one may be installed)"
+        "pip uninstall -y onnxruntime onnxruntime-gpu && pip install "
+        f"'onnxruntime-gpu{_wheels()}' (they share one module, so only one may be installed)"
+    )
+
+
+def _wheels() -> str:
+    """Which versions the driver can run: those on PyPI are for CUDA 13 from `ANY_OPSET` on."""
+    cuda = driver_cuda()
+    old = cuda is not None and int(cuda.split(".")[0]) < 13
+    newest = ".".join(map(str, ANY_OPSET))
+    return f"<{newest}" if old else f">={newest}"
+
+
+def kernels_for(opset: int, version: str) -> str | None:
+    """Why an ONNX Runtime would not run graphs of an opset whole on the GPU, or None.
+
+    Asked before a graph is opened, since what ONNX Runtime says of a session leaves out the nodes
+    in half precision that neither provider has: those it casts and runs on the CPU.
+
+    Args:
+        opset: of the graphs.
+        version: of onnxruntime-gpu.
+    """
+    if opset <= CUDA_OPSET or _numbers(version) >= ANY_OPSET:
+        return None
+    newest = ".".join(map(str, ANY_OPSET))
+    return (
+        f"onnxruntime-gpu {version} has no GPU kernels for all of opset {opset}, which these "
+        f"graphs have: export the bundle with --target older (opset {CUDA_OPSET}), or install "
+        f"onnxruntime-gpu {newest} or later, which needs a driver of CUDA 13"
     )
 
 
@@ -160,7 +218,7 @@ class OrtCudaSession:
                 "(pip install 'onnxruntime-gpu[cuda,cudnn]'), or use --engine ort-cpu"
             )
         if hasattr(self._session, "get_provider_graph_assignment_info"):
-            self.provider = described(path.name, wanted, _elsewhere(self._session, wanted))
+            self.provider = described(path, wanted, _elsewhere(self._session, wanted))
         else:
             self.provider = f"{wanted} (onnxruntime {ort.__version__} does not say for which nodes)"
         self._device, self._memory = device, memory
@@ -209,30 +267,71 @@ class OrtCudaSession:
         del self._session
 
 
-def _elsewhere(session: Any, wanted: str) -> dict[str, str]:
-    """Nodes that another provider runs: name -> operator."""
-    return {
-        node.name or node.op_type: node.op_type
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+
+
+def _opset(bundle: Bundle, precision: str) -> int:
+    """The newest opset of a precision's graphs."""
+    graphs = bundle.manifest.graphs[precision]
+    return max(bundle.record(name, precision, "onnxruntime")["opset"] for name in graphs)
+
+
+Node = tuple[str, str]
+"""Name and operator."""
+
+
+def _elsewhere(session: Any, wanted: str) -> list[Node]:
+    """Nodes that another provider runs."""
+    return [
+        (node.name, node.op_type)
         for part in session.get_provider_graph_assignment_info()
         if part.ep_name != wanted
         for node in part.get_nodes()
-    }
+    ]
 
 
-def described(graph: str, provider: str, elsewhere: Mapping[str, str]) -> str:
-    """The provider in words, with the small nodes that run on the CPU.
+def described(path: Path, provider: str, elsewhere: Sequence[Node]) -> str:
+    """The provider in words, with what runs on the CPU: arithmetic on shapes, whose values are
+    there anyway, and nodes on data, each of which costs a copy to the host and one back.
+
+    Args:
+        path: the graph.
+        provider: its name.
+        elsewhere: the nodes that it leaves to the CPU.
 
     Raises:
-        EngineError: one of them is not small.
+        EngineError: one of them is heavy.
     """
-    heavy = [f"{name} ({op})" for name, op in elsewhere.items() if op in HEAVY]
+    heavy = [f"{name} ({op})" for name, op in elsewhere if op in HEAVY]
     if heavy:
         raise EngineError(
-            f"{len(heavy)} nodes of {graph} would run on the CPU, {heavy[0]} first: this "
-            f"onnxruntime-gpu has no kernel for them; use a newer one, another precision, or "
-            "--engine ort-cpu"
+            f"{len(heavy)} nodes of {path.name} would run on the CPU, {heavy[0]} first: this "
+            f"onnxruntime-gpu has no kernel for them; export with --target older (opset "
+            f"{CUDA_OPSET}), use a newer onnxruntime-gpu, another precision, or --engine ort-cpu"
         )
     if not elsewhere:
         return provider
-    kinds = ", ".join(f"{n} {op}" for op, n in Counter(elsewhere.values()).most_common(3))
-    return f"{provider} ({len(elsewhere)} small nodes on the CPU: {kinds})"
+    on_shapes, own = _on_shapes(path)
+    trips = [
+        op
+        for name, op in elsewhere
+        if name not in on_shapes and (name in own or op not in MADE_ON_SHAPES)
+    ]
+    said = [f"{len(elsewhere) - len(trips)} nodes on shapes on the CPU"]
+    if trips:
+        kinds = ", ".join(f"{n} {op}" for op, n in Counter(trips).most_common(3))
+        said.append(f"{len(trips)} round trips to the host: {kinds}")
+    return f"{provider} ({'; '.join(said)})"
+
+
+def _on_shapes(path: Path) -> tuple[set[str], set[str]]:
+    """Names of the nodes that read no values of the inputs, but for their shapes; and of all."""
+    nodes, data = read_wiring(path)
+    found = set()
+    for node in nodes:  # in order: each after those whose values it takes
+        if node.operator in ("Shape", "Size") or data.isdisjoint(node.inputs):
+            found.add(node.name)
+        else:
+            data.update(node.outputs)
+    return found - {""}, {node.name for node in nodes}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomag_edge.errors import EngineError, MissingExtraError
+from geomag_edge.targets.cuda import newer_than_driver
 
 if TYPE_CHECKING:
     from geomag_edge.runtime.engines.cuda.array import DeviceArray
@@ -121,9 +122,12 @@ class CudaDriver:
             from cuda.bindings import driver
         except ImportError as e:
             raise MissingExtraError(
-                "engines on an NVIDIA GPU need cuda-python: pip install "
-                "'geomag-edge[cuda]', or 'cuda-core[cu12]' for a driver of CUDA 12"
+                "engines on an NVIDIA GPU need cuda-python: pip install 'cuda-core[cu13]' "
+                "nvidia-cuda-nvrtc, or 'cuda-core[cu12]' nvidia-cuda-nvrtc-cu12 for a driver of "
+                "CUDA 12"
             ) from e
+        if reason := newer_than_driver():
+            raise MissingExtraError(reason)
         self._core, self._driver = core, driver
         try:
             device = core.Device(device_id)
