@@ -1,5 +1,6 @@
 """What a wheel of this repository holds, and that importing it puts nothing generic on the path."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -103,3 +104,22 @@ print(*sorted(set(sys.argv[1:]) & set(sys.modules)))
         cwd=Path(sys.prefix), timeout=120,
     )  # fmt: skip
     assert done.stdout.strip() == ""
+
+
+def test_no_extra_brings_a_second_owner_of_the_module_onnxruntime():
+    """pip leaves the files of whichever was unpacked last, and removing one breaks the other."""
+    extras = re.findall(
+        r"^(\w[\w-]*) = (\[.*?\])$", (ROOT / "pyproject.toml").read_text(), re.M | re.S
+    )
+    assert {"cuda", "cuda12"} <= {name for name, _ in extras}
+    assert not [name for name, packages in extras if "onnxruntime-gpu" in packages]
+
+
+def test_an_extra_for_a_cuda_holds_packages_of_that_cuda_alone():
+    text = (ROOT / "pyproject.toml").read_text()
+    (thirteen,) = re.findall(r"^cuda = (.*)$", text, re.M)
+    (twelve,) = re.findall(r"^cuda12 = (.*)$", text, re.M)
+    assert "cuda-bindings==13." in thirteen
+    assert "cu12" not in thirteen
+    assert "cuda-bindings==12." in twelve
+    assert "nvidia-cuda-nvrtc-cu12" in twelve

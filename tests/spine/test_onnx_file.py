@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from geomag_edge.cpp_ext.onnx_op import psc_crop_function
-from geomag_edge.disk.onnx_file import read_onnx
+from geomag_edge.disk.onnx_file import read_onnx, read_wiring
 from geomag_edge.errors import BundleError
 from geomag_edge.export.graph import OPSETS
 from geomag_edge.manifest import Bundle, sha256_of
@@ -289,3 +289,13 @@ def test_an_output_of_another_type_is_refused(golden, tmp_path, kind):  # noqa: 
     model.graph.output[0].type.tensor_type.elem_type = kind
     with pytest.raises(BundleError, match="other"):
         with_graph(golden, model).graph("encoder", "fp32")
+
+
+def test_the_wiring_of_a_graph_is_that_of_onnx(golden):  # noqa: F811
+    for path in sorted(golden.glob("onnx/*/*.onnx")):
+        graph = onnx.load(str(path), load_external_data=False).graph
+        nodes, inputs = read_wiring(path)
+        assert inputs == {i.name for i in graph.input}
+        assert [(n.name, n.operator, n.inputs, n.outputs) for n in nodes] == [
+            (n.name, n.op_type, tuple(n.input), tuple(n.output)) for n in graph.node
+        ]

@@ -15,8 +15,8 @@ from geomag_edge.errors import BundleError, EngineError, InputError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engines.tensorrt.build import BuildOptions, build_engine
-from geomag_edge.runtime.engines.tensorrt.bundle import build_bundle
-from geomag_edge.runtime.engines.tensorrt.flavour import flavour_for, load_flavour
+from geomag_edge.runtime.engines.tensorrt.bundle import _options_for, build_bundle
+from geomag_edge.runtime.engines.tensorrt.flavour import Flavour, flavour_for, load_flavour
 from geomag_edge.runtime.engines.tensorrt.log import builder_memory, first_error, tidy
 from geomag_edge.runtime.engines.tensorrt.profiles import Profile, limits_of, profiles_of
 from geomag_edge.runtime.engines.tensorrt.record import load_record, load_records
@@ -211,6 +211,29 @@ def test_a_flavour_of_another_version_is_refused():
     old = dataclasses.replace(RTX, versions=("1.0", "1.2"))
     with pytest.raises(EngineError, match=r"wants tensorrt_rtx from 1.0 and before 1.2, 1\.7"):
         flavour_for(old)
+
+
+@pytest.mark.parametrize(
+    ("machine", "says"),
+    [
+        (Machine("linux", trouble="there is no driver's library libcuda.so.1"),
+         "here there is no driver's library libcuda.so.1: run the same command there"),
+        (Machine("linux", gpu="NVIDIA L4", sm="8.9", trouble="CUDA does not start (error 803)"),
+         r"here CUDA does not start \(error 803\)"),
+        (Machine("linux", gpu="Jetson"), "here nothing says its compute capability"),
+    ],
+)  # fmt: skip
+def test_an_engine_for_no_known_gpu_is_not_begun(machine, says):
+    """Nor is "None" written for what it loads on."""
+    target, flavour = find_target("datacenter"), Flavour("tensorrt", None, "11.0")
+    with pytest.raises(EngineError, match=says):
+        _options_for(target, flavour, "fp16", BuildOptions(), machine)
+
+
+def test_an_engine_is_begun_where_cuda_works_and_nvidia_smi_is_missing():
+    machine = Machine("linux", gpu="NVIDIA L4", sm="8.9")
+    target, flavour = find_target("datacenter"), Flavour("tensorrt", None, "11.0")
+    assert _options_for(target, flavour, "fp16", BuildOptions(), machine) == BuildOptions()
 
 
 def test_a_full_tensorrt_target_says_what_is_missing_here():
