@@ -76,6 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engines without weights; the runtime refits them from the ONNX files",
     )
     parser.add_argument(
+        "--tf32",
+        action="store_true",
+        help="fp32 engines may multiply in TF32: faster, and off by about 1e-3",
+    )
+    parser.add_argument(
         "--cache",
         choices=CACHES,
         default=CACHES[0],
@@ -115,6 +120,7 @@ def execute(args: argparse.Namespace) -> None:
         version_compatible=args.version_compatible,
         stripped=args.stripped,
         cache=args.cache,
+        tf32=args.tf32,
     )
     manifest = up_to(bundle.manifest, args.budget) if args.budget else bundle.manifest
     total = len(plans_of(manifest, target, graphs, args.cache))

@@ -30,6 +30,7 @@ from geomag_edge.runtime.engines.tensorrt.record import (
     folder_of,
     load_record,
 )
+from geomag_edge.runtime.engines.tensorrt.workspace import workspace_for
 from geomag_edge.targets import Target
 from geomag_edge.targets.detect import Machine
 
@@ -74,10 +75,10 @@ def build_bundle(
     if unknown := sorted(set(graphs) - set(CHAIN)):
         raise InputError(f"no graph {unknown[0]!r} is built: choose of {', '.join(CHAIN)}")
     flavour = flavour_for(target)
-    options = _options_for(target, flavour, precision, options or BuildOptions(), machine)
+    old = load_record(bundle, target.name, precision)
+    options = _options_for(target, flavour, precision, options or BuildOptions(), machine, old)
     job = _Job(bundle, manifest, target, precision, machine, flavour, options)
     job.check_precision()
-    old = load_record(bundle, target.name, precision)
     kept = {} if old is None else job.kept(old)
     plans = plans_of(manifest, target, graphs, options.cache)
     todo = [plan for plan in plans if job.file_of(plan) not in kept]
@@ -97,7 +98,12 @@ def build_bundle(
 
 
 def _options_for(
-    target: Target, flavour: Flavour, precision: str, options: BuildOptions, machine: Machine
+    target: Target,
+    flavour: Flavour,
+    precision: str,
+    options: BuildOptions,
+    machine: Machine,
+    old: BuildRecord | None,
 ) -> BuildOptions:
     """Options that are checked and say which GPUs they are for.
 
@@ -113,7 +119,12 @@ def _options_for(
             f"{cause}: run the same command there (docs/TARGETS.md), or use --target tensorrt-rtx"
         )
     if flavour.name == "tensorrt_rtx" and not options.sm:
-        return replace(options, sm=target.sm_for(precision))
+        options = replace(options, sm=target.sm_for(precision))
+    if options.workspace_bytes is None:
+        # Memory is free or not by the minute: that alone makes no engine old.
+        here = old is not None and old.built_on.get("gpu") == machine.gpu
+        before = old.options.get("workspace_bytes") if old is not None and here else None
+        options = replace(options, workspace_bytes=before or workspace_for(machine))
     return options
 
 

@@ -68,22 +68,47 @@ def tidy(text: str) -> str:
     kept = [line for line in text.splitlines() if not any(noise in line for noise in _NOISE)]
     text = " ".join(" ".join(kept or text.splitlines()).split())
     text = re.sub(r"\(?See https?://\S+ ?(?:for [^)]*)?\)?\.?", "", text)
-    text = re.sub(r"\(?\bIn [\w:]+ at /\S+?:\d+\)?", "", text)
-    text = re.sub(r"\[/?[\w/]+\.(?:cpp|h):{1,2}\w+(?:: ?\w+)?\]", "", text)
+    text = re.sub(r"\(In [\w:]+ at /\S+?:\d+\)|\bIn [\w:]+ at /\S+?:\d+", "", text)
+    text = re.sub(r"\[/?[\w/]+\.(?:cpp|h):{1,2}\w+(?::{1,2} ?\w+)?\]", "", text)
     text = re.sub(r"\b[\w/]+\.(?:cpp|h):\d+: ?", "", text)
-    text = re.sub(r"^(?:I?\w+::\w+: )?(?:Error Code \d+: )?", "", text)
+    text = re.sub(r"^(?:I?\w+::\w+: )?(?:Error Code \d+: )?", "", text.strip())
     return re.sub(r"\s+", " ", text).strip(" :")
 
 
-_BYTES = re.compile(r"^Total (Activation|Weights) Memory: (\d+) bytes")
+OUT_OF_MEMORY = (
+    "out of memory", "OutOfMemory", "could not be allocated", "User allocator error",
+    "insufficient memory", "memory is insufficient", "requires workspace memory",
+)  # fmt: skip
+"""How TensorRT says that memory ran out: 8.4 to 10.3 in public logs, and 1.7 for RTX. That a layer
+found no tactic for it is only the last of several lines."""
 
 
-def builder_memory(lines: list[tuple[str, str]]) -> BuilderMemory | None:
-    """What the builder said of an engine's memory; None if this version does not say."""
+def memory_ran_out(lines: list[tuple[str, str]]) -> bool:
+    """Whether a failure with this log is for want of memory."""
+    said = [text for severity, text in lines if severity.endswith("ERROR") or severity == "WARNING"]
+    return any(sign in text for text in said for sign in OUT_OF_MEMORY)
+
+
+_BYTES = re.compile(r"^Total (Activation|Weights) Memory: (\d+)(?: bytes)?$")
+
+
+def builder_memory(lines: list[tuple[str, str]], profiles: int) -> BuilderMemory | None:
+    """What the builder said of an engine's memory; None if this version does not say.
+
+    TensorRT for RTX 1.7 prints a line of activations for each profile; others are known to print
+    more of them, or fewer. Then each profile is taken to need the most that was printed.
+
+    Args:
+        lines: of one build.
+        profiles: how many the engine has.
+    """
     found: dict[str, list[int]] = {"Activation": [], "Weights": []}
     for _, text in lines:
-        if match := _BYTES.match(text):
+        if match := _BYTES.match(text.strip()):
             found[match[1]].append(int(match[2]))
-    if not found["Weights"]:
+    activations = found["Activation"]
+    if not found["Weights"] or not activations:
         return None
-    return BuilderMemory(found["Weights"][-1], found["Activation"])
+    if len(activations) != profiles:
+        activations = [max(activations)] * profiles
+    return BuilderMemory(found["Weights"][-1], activations)

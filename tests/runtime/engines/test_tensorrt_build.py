@@ -265,9 +265,9 @@ LOG = [
 
 
 def test_the_builders_log_gives_memory_by_profile():
-    memory = builder_memory(LOG)
+    memory = builder_memory(LOG, 2)
     assert (memory.weights, memory.activations) == (7377792, [398336, 11174400])
-    assert builder_memory([]) is None
+    assert builder_memory([], 2) is None
 
 
 def test_the_builders_log_gives_the_cause_without_its_source_places():
@@ -361,3 +361,22 @@ def test_int8_graphs_build_and_multiply_in_int8(bundle, tmp_path):
     for name in ("encoder", "llm", "mask_head"):
         assert record.engines[name][0].layer_precisions["INT8"] > 0
         assert record.engines[name][0].inputs[0]["dtype"] == "float16"
+
+
+def test_options_are_recorded_and_tf32_builds_again(built, tmp_path):
+    root = shutil.copytree(built, tmp_path / "bundle")
+    options = load_record(Bundle.open(root), "tensorrt-rtx", "fp16").options
+    assert (options["tf32"], options["workspace_bytes"]) == (False, 2 << 30)
+    _, names = build(root, options=dataclasses.replace(ONE_SM, tf32=True), graphs=("embed",))
+    assert names == ["engines/tensorrt-rtx/fp16/embed.engine"]
+
+
+def test_less_free_memory_makes_no_engine_old(fresh, monkeypatch):
+    from geomag_edge.runtime.engines.tensorrt import bundle as bundle_module
+
+    monkeypatch.setattr(bundle_module, "workspace_for", lambda machine: 1 << 29)
+    assert build(fresh)[1] == []
+    _, names = build(
+        fresh, options=dataclasses.replace(ONE_SM, workspace_bytes=1 << 29), graphs=("embed",)
+    )
+    assert names == ["engines/tensorrt-rtx/fp16/embed.engine"]
