@@ -6,8 +6,10 @@ the window selection is `geomag_edge.views.select_windows`.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModel, SiglipTextModel
 
@@ -64,34 +66,50 @@ class PromptTower(nn.Module):
 
 
 class WindowSelection(nn.Module):
-    """Relevance map -> the K best windows: integral image, then unrolled greedy suppression."""
+    """Relevance map -> the K best windows: sums over all of them by two matrix products, then
+    unrolled greedy suppression.
+
+    A row of `spans` has ones where a window's rows (or columns) are, so the products only add, as
+    the numpy twin does: where sums are exact, equal windows tie in every engine. And no parser makes
+    a loop of them, as TensorRT's before 10.8 does of CumSum, which no CUDA graph may hold.
+    """
 
     def __init__(self, psc: PscSettings, grid: int):
         super().__init__()
         self.psc, self.grid = psc, grid
         windows = len(windows_of(grid, psc.windows))
-        for name, shape in (("corners", (4, windows)), ("boxes", (windows, 4)), ("side", windows)):
-            dtype = torch.int64 if name == "corners" else torch.float32
+        spans = len(_spans(windows_of(grid, psc.windows)))
+        shapes = {
+            "spans": (spans, grid), "places": (windows,), "boxes": (windows, 4), "side": (windows,)
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            dtype = torch.int64 if name == "places" else torch.float32
             self.register_buffer(name, torch.empty(shape, dtype=dtype), persistent=False)
         self.reset_constants()
 
     def reset_constants(self) -> None:
         """Fills the window table; `from_pretrained` builds modules without their constants."""
-        windows = torch.from_numpy(windows_of(self.grid, self.psc.windows))
-        r0, c0, r1, c1 = windows.unbind(1)
-        stride = self.grid + 1
-        low, high = r0 * stride, r1 * stride
-        corners = torch.stack([high + c1, low + c1, high + c0, low + c0])
-        self.corners.copy_(corners)  # [4,Nw], places in the flat integral image
+        windows = windows_of(self.grid, self.psc.windows)
+        spans = _spans(windows)
+        patches = np.arange(self.grid)
+        inside = (patches >= spans[:, :1]) & (patches < spans[:, 1:])
+        self.spans.copy_(torch.from_numpy(inside))  # [Ns,G]
+        row_of = {tuple(span): i for i, span in enumerate(spans.tolist())}
+        places = [
+            row_of[r0, r1] * len(spans) + row_of[c0, c1] for r0, c0, r1, c1 in windows.tolist()
+        ]
+        self.places.copy_(torch.tensor(places))  # [Nw], in the flat table of sums [Ns,Ns]
+        r0, c0, r1, c1 = torch.from_numpy(windows).unbind(1)
         self.boxes.copy_(torch.stack([c0, r0, c1, r1], 1))  # [Nw,4] x0,y0,x1,y1 in patches
         self.side.copy_(r1 - r0)  # [Nw]
 
     def forward(self, relevance: Tensor, view_box: Tensor) -> tuple[Tensor, Tensor]:
         """relevance [G,G], view_box [4] px -> boxes [K,4] px, scores [K]."""
-        windows, side = self.boxes.float(), self.side.float()  # whole numbers, exact in half too
-        integral = F.pad(relevance.cumsum(0).cumsum(1), (1, 0, 1, 0)).reshape(-1)
-        total = integral[self.corners]  # [4,Nw]
-        scores = (total[0] - total[1] - total[2] + total[3]) / side
+        # Whole numbers, exact in half too.
+        windows, side, spans = self.boxes.float(), self.side.float(), self.spans.float()
+        rows = spans @ relevance  # [Ns,G]
+        sums = (spans @ rows.T).T.reshape(-1)  # rows of one window, columns of another
+        scores = sums[self.places] / side
         area = side * side
         cell = (view_box[2] - view_box[0]) / self.grid
         origin = torch.cat([view_box[:2], view_box[:2]])
@@ -108,6 +126,11 @@ class WindowSelection(nn.Module):
             iou = common / (area[best] + area - common)
             scores = torch.where(iou > self.psc.overlap, torch.full_like(scores, -1.0), scores)
         return torch.cat(chosen), torch.cat(kept)
+
+
+def _spans(windows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The distinct spans of rows that windows [Nw,4] have, in order: [Ns,2] first and end."""
+    return np.unique(windows[:, [0, 2]], axis=0)
 
 
 class PromptSelector(nn.Module):

@@ -1,11 +1,16 @@
 """Window selection and relevance in PyTorch against their numpy and plain forms."""
 
 import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geomag_edge.calibration.quantization.formats.half import to_half
+from geomag_edge.graphs import PSC_SELECT
 from geomag_edge.model.psc import WindowSelection, view_box_of
 from geomag_edge.views import PscSettings, global_box, pooling_matrix, select_windows
 
@@ -30,6 +35,48 @@ def test_window_selection_is_bit_equal_to_its_numpy_twin(grid, sizes, crops, ove
     expected_boxes, expected_scores = select_windows(relevance, box, psc)
     np.testing.assert_array_equal(boxes.numpy(), expected_boxes)
     np.testing.assert_array_equal(scores.numpy(), expected_scores)
+
+
+@pytest.mark.parametrize("grid", [4, 14, 24])
+def test_window_scores_are_the_twins_to_the_last_digits_where_sums_are_rounded(grid):
+    rng, psc = np.random.default_rng(grid), PscSettings(1, (3, grid // 2), 0.3, levels=1)
+    box = np.array([0, 0, 1000, 1000], np.float32)
+    for _ in range(20):
+        relevance = rng.random((grid, grid)).astype(np.float32)
+        found = WindowSelection(psc, grid)(torch.from_numpy(relevance), torch.from_numpy(box))
+        for ours, expected in zip(found, select_windows(relevance, box, psc), strict=True):
+            np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_the_graph_finds_the_same_windows_without_a_running_sum(exported, manifest, opset):
+    """TensorRT before 10.8 makes a loop of CumSum, which a CUDA graph may not hold."""
+    graph = exported(opset=opset).graph("psc_select")
+    model = onnx.load(str(graph), load_external_data=False)
+    assert not {"CumSum", "Loop", "Scan", "If"} & {n.op_type for n in model.graph.node}
+    session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    embeds = np.random.default_rng(0).standard_normal((1, 16, 32)).astype(np.float32)
+    box = np.array([0, 0, 400, 400], np.float32)
+    feeds = {
+        "embeds": embeds / np.linalg.norm(embeds, axis=-1, keepdims=True),
+        "prompt_ids": np.array([[40, 3]]), "view_box": box, "image_shape": np.array([400, 400, 3]),
+    }  # fmt: skip
+    names = [o.name for o in session.get_outputs()]
+    found = dict(zip(names, session.run(None, feeds), strict=True))
+    boxes, scores = select_windows(found["relevance"], box, manifest.psc)
+    np.testing.assert_array_equal(found["boxes"], boxes)
+    np.testing.assert_allclose(found["scores"], scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_windows_are_summed_in_float32_in_half_graphs_too(exported, tmp_path, dtype):
+    model = ir.load(exported(dtype=dtype).graph("psc_select"))
+    if dtype == "fp32":
+        to_half(model, PSC_SELECT)
+    sums = [n for n in model.graph if n.op_type == "MatMul" and n.inputs[0].is_initializer()]
+    assert len(sums) == 2
+    for node in sums:
+        assert {v.dtype for v in node.inputs} == {ir.DataType.FLOAT}
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (200, 300), (301, 200), (7, 20_001)])

@@ -290,4 +290,4 @@ def test_a_provider_that_does_not_load_is_no_silent_cpu(opened, device):
     path = opened.graph("embed", "fp32", "onnxruntime")
     with pytest.raises(EngineError, match=r"would run embed\.onnx on CPUExecutionProvider|cannot "
                        r"load embed\.onnx: .*CUDAExecutionProvider"):  # fmt: skip
-        OrtCudaSession(path, device, ort_cuda.cuda_provider(device, "fp32"))
+        OrtCudaSession(path, device, ort_cuda.cuda_provider(device))
