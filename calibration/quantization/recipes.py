@@ -125,7 +125,7 @@ class Forms:
 HALF = Forms((halved,))
 INT8 = Forms((int8_linears,))
 SMALL_PSC = Forms((int8_tables, int8_weights), for_tensorrt=False)  # takes no int8 in blocks
-SMALL_EMBED = Forms((int8_tables,))
+SMALL_EMBED = Forms((int8_tables,), for_tensorrt=False)  # would expand the table at every token
 
 RECIPES: dict[str, dict[str, Forms]] = {
     "fp16": dict.fromkeys(

@@ -2,13 +2,13 @@
 
 A table is only looked up, never multiplied, so its rows can be narrow in the file and in memory:
 what a look-up reads is `int8 row * scale`, off by at most 1/254 of the row's largest magnitude.
-Two spellings in standard operators, of the same integers and scales:
+Int8 rows and their scales are gathered: nothing but the rows asked for is read, in ONNX Runtime and
+OpenVINO.
 
-- `quantize_tables` gathers int8 rows and their scales: nothing but the rows asked for is read, in
-  ONNX Runtime and OpenVINO. TensorRT refuses it: its int8 constants may only feed a
-  DequantizeLinear.
-- `dequantize_first` puts a DequantizeLinear before the Gather: TensorRT keeps the integers, and
-  ONNX Runtime would dequantise the whole table for every token (20 ms at 32,000 rows).
+TensorRT gets its tables in half. It refuses int8 constants that feed anything but a
+DequantizeLinear, and one in front of the Gather is the whole table's: TensorRT for RTX fuses the two
+(the builder's figures), of others nobody has seen it, and without that each token would expand
+every row (20 ms at 32,000 rows in ONNX Runtime).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import common as passes
 
 from .nodes import constant
 
@@ -53,60 +52,6 @@ def quantize_tables(model: ir.Model, keep: Collection[str] = ()) -> list[str]:
             changed.append(node.name or "")
         model.graph.initializers.pop(table.name or "", None)
     return changed
-
-
-def dequantize_first(model: ir.Model) -> list[str]:
-    """Turns what `quantize_tables` wrote into the spelling that TensorRT takes, in place.
-
-    Args:
-        model: the graph, in float32 or after `to_half`.
-
-    Returns:
-        The names of the nodes that multiplied by the scale, whose results are made by Gather now.
-    """
-    changed = []
-    for node in list(model.graph):
-        found = _rows_and_scales(node)
-        if found is None:
-            continue
-        rows, ids, scale = found
-        assert scale.const_value is not None
-        name, result = rows.name, node.outputs[0]
-        restored = model.graph.initializers.get(f"{name}_steps")
-        if restored is None:
-            steps = ir.Tensor(scale.const_value.numpy()[:, 0].copy())
-            restored = constant(model, f"{name}_steps", steps)
-        table = ir.node("DequantizeLinear", [rows, restored], {"axis": 0}, name=f"{node.name}_all")
-        table.outputs[0].name = f"{result.name}_table"
-        picked = ir.node("Gather", [table.outputs[0], ids], {"axis": 0}, name=node.name)
-        made = picked.outputs[0]
-        made.name, made.type, made.shape = result.name, result.type, result.shape
-        ir.convenience.replace_nodes_and_values(
-            model.graph, node, [node], [table, picked], [result], [made]
-        )
-        changed.append(node.name or "")
-    passes.RemoveUnusedNodesPass()(model)
-    return changed
-
-
-def _rows_and_scales(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
-    """Of `Mul(Cast(Gather(rows, ids)), Gather(scales, ids))`: rows, ids, scales."""
-    if node.op_type != "Mul":
-        return None
-    left, right = (_made_by(value) for value in node.inputs)
-    if left is None or right is None or (left.op_type, right.op_type) != ("Cast", "Gather"):
-        return None
-    picked = _made_by(left.inputs[0])
-    if picked is None or picked.op_type != "Gather" or picked.inputs[1] is not right.inputs[1]:
-        return None
-    rows, ids, scale = picked.inputs[0], picked.inputs[1], right.inputs[0]
-    if rows is None or ids is None or scale is None or not rows.is_initializer():
-        return None
-    return (rows, ids, scale) if rows.dtype == ir.DataType.INT8 else None
-
-
-def _made_by(value: ir.Value | None) -> ir.Node | None:
-    return None if value is None else value.producer()
 
 
 def quantize_rows(

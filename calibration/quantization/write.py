@@ -21,7 +21,6 @@ from geomag_edge.manifest import Bundle
 
 from .recipes import CALIBRATED, WEIGHT_BLOCK, Source, find_recipe, halved, in_4_bits, kept_nodes
 from .scales import GraphScales, Scales, load_scales
-from .tables import dequantize_first
 
 SOURCE = "fp32"
 """The precision that every recipe starts from."""
@@ -159,7 +158,6 @@ def _half_form(
     for name in record["data"] if not inside else ():
         change.bundle.file(name)
     model = load_ir(origin)
-    dequantize_first(model)
     halved(Source(model, spec, GraphScales("", {}), "mse", frozenset()))
     path = change.stage / f"{spec.name}.tensorrt.onnx"
     large = []

@@ -220,3 +220,18 @@ def test_what_is_kept_for_its_answers_says_what_verify_will_say(ok, crop_px, sai
     assert len(notes) == len(said)
     for note, words in zip(notes, said, strict=True):
         assert words in note
+
+
+def test_tensorrts_tables_are_half_so_that_no_token_expands_a_whole_one(fresh):
+    quantize(fresh, "int8", None, Gate(), threads=1)
+    bundle = Bundle.open(fresh.root)
+    for graph in ("embed", "psc_select"):
+        model = onnx.load(str(bundle.graph(graph, "int8", "tensorrt")))
+        narrow = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+        assert not [
+            n.name for n in model.graph.node if n.op_type == "Gather" and n.input[0] in narrow
+        ]
+        portable = onnx.load(str(bundle.graph(graph, "int8")))
+        assert "INT8" in {
+            onnx.TensorProto.DataType.Name(t.data_type) for t in portable.graph.initializer
+        }

@@ -1,4 +1,4 @@
-"""Embedding tables as int8 rows: exact to 1/254 of each row, in both spellings."""
+"""Embedding tables as int8 rows: exact to 1/254 of each row."""
 
 import numpy as np
 import onnx
@@ -10,12 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from geomag_edge.calibration.quantization.formats.half import to_half
-from geomag_edge.calibration.quantization.tables import (
-    dequantize_first,
-    quantize_rows,
-    quantize_tables,
-)
-from geomag_edge.graphs import EMBED, PSC_SELECT
+from geomag_edge.calibration.quantization.tables import quantize_rows, quantize_tables
+from geomag_edge.graphs import EMBED
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
 
@@ -41,16 +37,13 @@ def embed(exported):
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("spelled", ["rows", "dequantize first"])
-def test_tokens_are_found_in_either_spelling_and_precision(embed, tmp_path, spelled, half):
+def test_tokens_are_found_in_either_precision(embed, tmp_path, half):
     ids = np.arange(300)[None]
     exact = look_up(ir.load(embed), tmp_path / "wide.onnx", ids)
     model = ir.load(embed)
     assert len(quantize_tables(model)) == 1
     if half:
         to_half(model, EMBED)
-    if spelled != "rows":
-        assert len(dequantize_first(model)) == 1
     got = look_up(model, tmp_path / "narrow.onnx", ids)
     assert got.dtype == (np.float16 if half else np.float32)
     limit = np.abs(exact).max(-1, keepdims=True) * (1 / 254 + (1e-3 if half else 1e-6))
@@ -72,11 +65,3 @@ def test_a_kept_look_up_keeps_its_table(embed):
     model = ir.load(embed)
     name = next(iter(model.graph)).name
     assert quantize_tables(model, keep=[name]) == []
-
-
-def test_the_spelling_for_tensorrt_leaves_no_int8_before_a_gather(exported):
-    model = ir.load(exported().graph("psc_select"))
-    quantize_tables(model)
-    dequantize_first(to_half(model, PSC_SELECT))
-    int8 = [v for v in model.graph.initializers.values() if v.dtype == ir.DataType.INT8]
-    assert [n.op_type for v in int8 for n, _ in v.uses()] == ["DequantizeLinear"]
