@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -106,31 +105,6 @@ def compile_cubin(architecture: int) -> bytes:
     return _compile_with_nvrtc(nvrtc, f"sm_{architecture}")
 
 
-def compile_ptx(architecture: int = 75) -> bytes:
-    """Compile the kernels to PTX, which the driver of any newer GPU finishes at load time.
-
-    NVRTC where it is installed, else nvcc on PATH. A driver loads PTX of its own CUDA major
-    version or an older one, so compile with the oldest that the engine must meet.
-
-    Raises:
-        MissingExtraError: neither compiler is there.
-        KernelError: the compiler refused.
-    """
-    nvrtc = _nvrtc()
-    if nvrtc is not None:
-        return _compile_with_nvrtc(nvrtc, f"compute_{architecture}")
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        raise MissingExtraError(
-            "compiling the CUDA kernel needs NVRTC (pip install cuda-bindings nvidia-cuda-nvrtc) "
-            "or nvcc on PATH"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "psc_cuda.ptx"
-        _run_nvcc([nvcc, "-std=c++17", "-O3", "-ptx", f"-arch=compute_{architecture}"], target)
-        return target.read_bytes()
-
-
 def _run_nvcc(command: list[str], target: Path) -> None:
     source = SOURCES / "psc_cuda.cu"
     done = subprocess.run(
@@ -173,14 +147,9 @@ def _compile_with_nvrtc(nvrtc: Any, architecture: str) -> bytes:
         nvrtc.nvrtcGetProgramLog(program, log)
         lines = log.decode(errors="replace").strip(" \0\n").splitlines() or [str(status)]
         raise KernelError(f"NVRTC could not compile for {architecture}: {lines[0]}")
-    if architecture.startswith("sm_"):
-        _, length = nvrtc.nvrtcGetCUBINSize(program)
-        code = b" " * length
-        nvrtc.nvrtcGetCUBIN(program, code)
-    else:
-        _, length = nvrtc.nvrtcGetPTXSize(program)
-        code = b" " * length
-        nvrtc.nvrtcGetPTX(program, code)
+    _, length = nvrtc.nvrtcGetCUBINSize(program)
+    code = b" " * length
+    nvrtc.nvrtcGetCUBIN(program, code)
     nvrtc.nvrtcDestroyProgram(program)
     return code
 

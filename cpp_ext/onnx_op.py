@@ -1,6 +1,6 @@
 """PscCrop in ONNX: the node `geomag::PscCrop` and its model-local function body.
 
-A runtime with a registered kernel (the TensorRT plugin) uses that; any other inlines the body,
+A runtime with a registered kernel uses that; any other inlines the body,
 which is written in standard operators and gives the same views, slowly. Importing this module
 needs the onnx package, and `psc_crop_translations` needs torch and onnxscript as well.
 """

@@ -38,13 +38,3 @@ __device__ __forceinline__ void crop(const psc::Launch& launch) {
 
 PSC_KERNEL(geomag_psc_crop_f32, float)
 PSC_KERNEL(geomag_psc_crop_f16, psc::u16)
-
-// The TensorRT plugin's order: inputs, 32-bit integers, output. TensorRT has no uint8 tensors for
-// plugins, so the image's bytes come as int8. The image is a contiguous [H, W, 3].
-extern "C" __global__ void __launch_bounds__(psc::BLOCK_THREADS) geomag_psc_crop_trt(
-    const signed char* image, const float* boxes, const float* mean_std, int height, int width,
-    int size, int tile_columns, float* views) {
-  const psc::Launch launch = {(const psc::u8*)image, height, width, 3LL * width, 3, 1,
-                              boxes, mean_std, size, tile_columns, views};
-  crop<float>(launch);
-}

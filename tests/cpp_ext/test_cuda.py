@@ -1,19 +1,17 @@
-"""The CUDA launcher, image and TensorRT plugin: what can be proved without a GPU, and a GPU's own
+"""The CUDA launcher and image: what can be proved without a GPU, and a GPU's own
 test where there is one.
 """
 
 import ctypes
 import re
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import geomag_edge.cpp_ext
-from geomag_edge.cpp_ext import cuda, cuda_image, layout, psc_crop, trt_plugin
+from geomag_edge.cpp_ext import cuda, cuda_image, layout, psc_crop
 from geomag_edge.cpp_ext.layout import device_layout, kernel_arguments, launch_grid, tile_columns
 from geomag_edge.errors import ImageError, KernelError, MissingExtraError
 
@@ -88,22 +86,13 @@ def test_without_nvcc_the_build_says_what_to_do(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture(scope="module")
-def ptx():
+def test_the_machine_code_has_every_kernel():
     try:
-        return cuda_image.compile_ptx(75).decode()
+        code = cuda_image.compile_cubin(87)
     except MissingExtraError as missing:
         pytest.skip(str(missing))
-
-
-def test_the_ptx_has_every_kernel_and_no_call_outside(ptx):
-    entries = re.findall(r"\.visible \.entry (\w+)", ptx)
-    assert sorted(entries) == [
-        "geomag_psc_crop_f16",
-        "geomag_psc_crop_f32",
-        "geomag_psc_crop_trt",
-    ]
-    assert ".extern" not in ptx
+    entries = {name.decode() for name in re.findall(rb"\.text\.(\w+)", code)}
+    assert entries == {"geomag_psc_crop_f16", "geomag_psc_crop_f32"}
 
 
 @pytest.mark.slow
@@ -135,96 +124,6 @@ def test_a_fat_binary_of_other_sources_is_not_loaded(monkeypatch, tmp_path):
         file.write("// changed")
     monkeypatch.setattr(cuda_image, "SOURCES", changed)
     assert cuda_image.find_fatbin(13, tmp_path) is None
-
-
-class StandIn(types.ModuleType):
-    """The part of `tensorrt.plugin` that the plugin uses, recording instead of building."""
-
-    class Expr(int):
-        """A symbolic integer that happens to be known."""
-
-    class TensorDesc:
-        def __init__(self, *shape):
-            self.shape_expr = [StandIn.Expr(length) for length in shape]
-
-    class AutoTuneCombination(str):
-        """Types of inputs and outputs."""
-
-    class KernelLaunchParams:
-        grid_x = grid_y = grid_z = block_x = block_y = block_z = 1
-        shared_mem = None
-
-    class ShapeExprs:
-        @staticmethod
-        def from_tuple(shape):
-            return shape
-
-    SymIntExprs = staticmethod(lambda length: [None] * length)
-    SymInt32 = staticmethod(int)
-
-    def __init__(self):
-        super().__init__("tensorrt.plugin")
-        self.made = {}
-        for kind in ("register", "autotune", "aot_impl"):
-            setattr(self, kind, lambda name, kind=kind: self.keep(kind, name))
-
-    def keep(self, kind, name):
-        assert name == "geomag::PscCrop"
-        return lambda function: self.made.setdefault(kind, function)
-
-    @staticmethod
-    def from_shape_expr(shape, dtype):
-        return shape, dtype
-
-
-@pytest.fixture
-def plugin(monkeypatch, ptx):
-    stand_in = StandIn()
-    tensorrt = types.ModuleType("tensorrt")
-    tensorrt.plugin, tensorrt.float32 = stand_in, "float32"
-    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
-    monkeypatch.setitem(sys.modules, "tensorrt.plugin", stand_in)
-    monkeypatch.setattr(trt_plugin, "compile_ptx", lambda architecture: ptx.encode() + b"\0")
-    trt_plugin.register.__wrapped__()
-    return stand_in
-
-
-def test_the_plugin_makes_the_nodes_output(plugin):
-    image, boxes, mean_std = (
-        StandIn.TensorDesc(*shape) for shape in ((900, 700, 3), (5, 4), (2, 3))
-    )
-    shape, dtype = plugin.made["register"](image, boxes, mean_std, 336)
-    assert shape == (5, 3, 336, 336)
-    assert dtype == "float32"
-    assert plugin.made["autotune"](image, boxes, mean_std, ()) == ["INT8, FP32, FP32, FP32"]
-
-
-def test_the_plugins_launch_is_the_launchers(plugin):
-    image, boxes, mean_std = (
-        StandIn.TensorDesc(*shape) for shape in ((900, 700, 3), (5, 4), (2, 3))
-    )
-    name, code, launch, extra = plugin.made["aot_impl"](image, boxes, mean_std, 336, (), 0)
-    assert f".entry {name}(" in code
-    assert not code.endswith("\0")
-    assert (launch.grid_x, launch.grid_y) == launch_grid(5, 336)
-    assert (launch.grid_z, launch.block_x, launch.block_y) == (1, layout.BLOCK_THREADS, 1)
-    assert extra == [900, 700, 336, tile_columns(336)]
-
-
-def test_the_plugins_kernel_takes_inputs_then_integers_then_the_output():
-    source = (CSRC / "psc_cuda.cu").read_text()
-    signature = re.search(r"geomag_psc_crop_trt\((.*?)\) \{", source, re.S).group(1)
-    kinds = [re.sub(r"\w+$", "", part.strip()).strip() for part in signature.split(",")]
-    assert kinds == [
-        *("const signed char*", "const float*", "const float*"),
-        *("int", "int", "int", "int", "float*"),
-    ]
-
-
-def test_without_tensorrt_the_plugin_says_what_it_needs(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingExtraError, match=r"TensorRT 10\.9 or newer"):
-        trt_plugin.register.__wrapped__()
 
 
 @pytest.mark.skipif(not gpu_present(), reason="needs a GPU")
