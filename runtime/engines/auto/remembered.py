@@ -27,8 +27,9 @@ from geomag_edge.version import VERSION
 FORMAT_VERSION = 1
 
 PACKAGES = (
-    "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13",
-    "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc",
+    "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-cu12", "tensorrt-cu13",
+    "tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc",
+    "nvidia-cuda-nvrtc-cu12",
 )  # fmt: skip
 """Whose versions decide how fast a graph runs."""
 
