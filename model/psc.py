@@ -70,8 +70,8 @@ class WindowSelection(nn.Module):
     unrolled greedy suppression.
 
     A row of `spans` has ones where a window's rows (or columns) are, so the products only add, as
-    the numpy twin does: where sums are exact, equal windows tie in every engine. And no parser makes
-    a loop of them, as TensorRT's before 10.8 does of CumSum, which no CUDA graph may hold.
+    the numpy twin does: where sums are exact, equal windows tie in every engine. And no parser
+    makes a loop of them, as TensorRT's before 10.8 does of CumSum, which no CUDA graph may hold.
     """
 
     def __init__(self, psc: PscSettings, grid: int):

@@ -212,9 +212,12 @@ class TensorRtStandIn:
     class ExecutionContextAllocationStrategy(enum.Enum):
         USER_MANAGED = 2
 
+    class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+        LAZY, EAGER, NONE = range(3)
+
     def __init__(self, cuda, on_host=(), capturable=True):
         self.cuda, self.on_host, self.capturable = cuda, frozenset(on_host), capturable
-        self.contexts = 0
+        self.contexts, self.configs = 0, []
         outer = self
 
         class Runtime:
@@ -270,8 +273,15 @@ class _Engine:
     def get_device_memory_size_for_profile_v2(self, profile):
         return 1000 * (profile + 1)
 
-    def create_execution_context(self, strategy):
-        assert strategy is self.outer.ExecutionContextAllocationStrategy.USER_MANAGED
+    def create_runtime_config(self):
+        self.outer.configs.append(_RuntimeConfig(self.outer))
+        return self.outer.configs[-1]
+
+    def create_execution_context(self, runtime_config):
+        strategies = self.outer.ExecutionContextAllocationStrategy
+        assert runtime_config.strategy is strategies.USER_MANAGED
+        if runtime_config.cache is not None:
+            runtime_config.cache.kernels = b"compiled kernels"
         self.outer.contexts += 1
         return _Context(self)
 
@@ -288,6 +298,38 @@ class _Engine:
             made = self.session.run(None, zeros)
             self.known[key] = {n: a.shape for n, a in zip(self.outputs, made, strict=True)}
         return self.known[key]
+
+
+class _RuntimeConfig:
+    def __init__(self, outer):
+        self.strategy = self.cache = None
+        kinds = outer.DynamicShapesKernelSpecializationStrategy
+        self.dynamic_shapes_kernel_specialization_strategy = kinds.LAZY
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+    def create_runtime_cache(self):
+        return _RuntimeCache()
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
+
+
+class _RuntimeCache:
+    def __init__(self):
+        self.kernels, self.given = b"", None
+
+    def deserialize(self, blob):
+        self.given = bytes(blob)
+        if not self.given.startswith(b"compiled"):
+            return False
+        self.kernels = self.given
+        return True
+
+    def serialize(self):
+        return memoryview(self.kernels)
 
 
 class _Context:

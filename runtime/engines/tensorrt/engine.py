@@ -28,9 +28,10 @@ from geomag_edge.runtime.engines.cuda.replay import Arrays, Replays
 from geomag_edge.runtime.engines.cuda.values import DeviceValues
 from geomag_edge.runtime.engines.sharing import has_threads
 from geomag_edge.runtime.engines.tensorrt.cache import FixedCache, GrowingCache
+from geomag_edge.runtime.engines.tensorrt.contexts import Contexts
 from geomag_edge.runtime.engines.tensorrt.fitting import FLAVOURS, built_by, fitting
 from geomag_edge.runtime.engines.tensorrt.flavour import Flavour, load_flavour
-from geomag_edge.runtime.engines.tensorrt.log import first_error, logger_of
+from geomag_edge.runtime.engines.tensorrt.log import first_error, logger_of, memory_ran_out
 from geomag_edge.runtime.engines.tensorrt.profiles import FIXED
 from geomag_edge.runtime.engines.tensorrt.record import BuildRecord, EngineFile
 
@@ -140,6 +141,10 @@ class TensorRtSession:
             raise EngineError(f"{record.folder} has no engine of {graph}: build it again")
         self._files = files
         self._engines: dict[str, Any] | None = {f.file: self._load(f) for f in files}
+        sm = "{}.{}".format(*driver.capability)
+        self._contexts = {
+            f.file: Contexts(owner.flavour, self._engines[f.file], f, graph, sm) for f in files
+        }
         self._axes = {p["name"]: tuple(p["axes"]) for p in (*files[0].inputs, *files[0].outputs)}
         engine = self._engines[files[0].file]
         self._dtypes = _tensors(owner.flavour, engine, "INPUT")
@@ -165,9 +170,12 @@ class TensorRtSession:
         owner.log.lines.clear()
         engine = owner.runtime.deserialize_cuda_engine(data)
         if engine is None:
+            remedy = "build it again on this machine"
+            if memory_ran_out(owner.log.lines):
+                remedy = "the device's memory ran out: end other programs, or take a smaller budget"
             raise EngineError(
                 f"{owner.flavour.name} {owner.flavour.version} cannot load {file.file}: "
-                f"{owner.said('it does not say why')}; build it again on this machine"
+                f"{owner.said('it does not say why')}; {remedy}"
             )
         return engine
 
@@ -234,7 +242,10 @@ class TensorRtSession:
         if key not in self._works:
             assert self._engines is not None
             engine = self._engines[file.file]
-            self._works[key] = _ProfileWork(self._owner, self._graph, engine, index, self._outputs)
+            contexts = self._contexts[file.file]
+            self._works[key] = _ProfileWork(
+                self._owner, self._graph, engine, contexts, index, self._outputs
+            )
             in_place: frozenset[str] = frozenset()
             if isinstance(self._cache, FixedCache):
                 in_place = frozenset([*self._cache.past, *self._cache.present])
@@ -279,6 +290,9 @@ class TensorRtSession:
     def close(self) -> None:
         """Frees engines and contexts, once all that was asked of them is done."""
         self._device.sync()
+        for contexts in self._contexts.values():
+            contexts.keep()
+        self._contexts = {}
         self._works, self._replays, self._engines, self._cache = {}, {}, None, None
 
 
@@ -295,19 +309,19 @@ class _ProfileWork:
         owner: TensorRtEngine,
         graph: str,
         engine: Any,
+        contexts: Contexts,
         profile: int,
         outputs: Mapping[str, np.dtype[Any]],
     ) -> None:
-        self._made_from = owner, graph, engine, profile, outputs
+        self._made_from = owner, graph, engine, contexts, profile, outputs
         self._owner, self._graph, self._outputs = owner, graph, outputs
-        self._device, module = owner.device, owner.flavour.module
+        self._device = owner.device
         self.on_host: dict[str, np.ndarray] = {}
         self.fixed_outputs: Arrays = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         owner.log.lines.clear()
-        strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._context = engine.create_execution_context(strategy)
+        self._context = contexts.make()
         if self._context is None:
             raise EngineError(f"TensorRT makes no context for {graph}: {owner.said('no reason')}")
         self._check(

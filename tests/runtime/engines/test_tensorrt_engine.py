@@ -3,6 +3,7 @@ and strictly; and what is refused before any of it. Nothing is claimed of speed 
 """
 
 import dataclasses
+import enum
 import inspect
 import json
 import shutil
@@ -177,6 +178,36 @@ def test_a_context_that_cannot_be_recorded_runs_plainly(
             ours = pipe(picture, "segment the ships", "image", 3, "[SEG]")
             same(ours, reference(picture, "segment the ships", "image", 3, "[SEG]"))
     assert device.driver.replays == 0
+
+
+def test_compiled_kernels_are_kept_for_the_next_process(
+    engines, device, make_tensorrt, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    given = []
+    for _ in range(2):
+        engine = opened_on(engines, device, make_tensorrt)
+        session = engine.session("embed")
+        session.run({"input_ids": np.zeros((1, 3), np.int64)})
+        [config] = engine.flavour.module.configs
+        given.append(config.cache.given)
+        session.close()
+    [file] = (tmp_path / "geomag-edge/kernels").iterdir()
+    assert file.name.startswith(session._files[0].sha256[:32])
+    assert given == [None, b"compiled kernels"]
+
+
+def test_a_device_without_room_for_an_engine_is_named(opened, tmp_path, device, make_tensorrt):
+    engine = opened_on(built(opened, tmp_path), device, make_tensorrt)
+    said = "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)"
+
+    def refuse(data):
+        engine.log.log(enum.Enum("Severity", "ERROR").ERROR, said)
+
+    engine.runtime.deserialize_cuda_engine = refuse
+    with pytest.raises(EngineError, match=r"cannot load .*embed\.engine: .*out of memory\); the "
+                       r"device's memory ran out: end other programs"):  # fmt: skip
+        engine.session("embed")
 
 
 def test_shapes_that_tensorrt_wants_on_the_host_are_given_there(

@@ -92,7 +92,8 @@ def test_a_tool_that_hangs_or_fails_is_as_good_as_none(monkeypatch):
 # As TensorRT 8.4 (DeepStream), 10.3 (a laptop and a Jetson) and 1.7 for RTX print it.
 SHORT_OF_MEMORY = {
     "10.3": [
-        ("ERROR", "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)"),
+        ("ERROR", "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of "
+         "memory)"),
         ("WARNING", "Requested amount of GPU memory (15485030400 bytes) could not be allocated. "
          "There may not be enough free memory for allocation to succeed."),
         ("ERROR", "Error Code: 9: Skipping tactic 0x0000000000000000 due to exception "
