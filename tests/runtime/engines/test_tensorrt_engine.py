@@ -376,29 +376,6 @@ def test_missing_tensorrt_says_how_to_install_it(engines, device, monkeypatch):
         TensorRtEngine("tensorrt-rtx", engines, "fp32", device)
 
 
-def test_the_stand_in_has_no_method_that_tensorrt_lacks():
-    module = pytest.importorskip("tensorrt_rtx")
-    engine = (
-        "num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_dtype",
-        "get_tensor_location", "get_device_memory_size_for_profile_v2", "create_execution_context",
-    )  # fmt: skip
-    context = (
-        "set_optimization_profile_async", "set_device_memory", "set_input_shape",
-        "set_tensor_address", "infer_shapes", "get_tensor_shape", "is_stream_capturable",
-        "execute_async_v3",
-    )  # fmt: skip
-    for name in engine:
-        assert hasattr(module.ICudaEngine, name)
-    for name in context:
-        assert hasattr(module.IExecutionContext, name)
-    for name in ("deserialize_cuda_engine", "engine_host_code_allowed"):
-        assert hasattr(module.Runtime, name)
-    assert module.ExecutionContextAllocationStrategy.USER_MANAGED
-    assert {module.TensorIOMode.INPUT, module.TensorIOMode.OUTPUT}
-    assert module.TensorLocation.HOST
-    assert {module.DataType.FLOAT.name, module.DataType.HALF.name} == {"FLOAT", "HALF"}
-
-
 def test_tensorrt_itself_refuses_a_broken_engine_in_one_line(opened, tmp_path, device):
     pytest.importorskip("tensorrt_rtx")
     from geomag_edge.runtime.engines.tensorrt.flavour import load_flavour
