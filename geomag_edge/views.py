@@ -239,8 +239,12 @@ def _window_sums(patches: NDArray, windows: NDArray[np.int64]) -> NDArray:
     sums, sides = np.empty(len(windows), patches.dtype), windows[:, 2] - windows[:, 0]
     for side in np.unique(sides).tolist():
         starts = len(patches) - side + 1
-        rows = sum(patches[i : i + starts] for i in range(side))
-        every = np.asarray(sum(rows[:, i : i + starts] for i in range(side)))
+        rows = np.zeros((starts, len(patches)), patches.dtype)
+        every = np.zeros((starts, starts), patches.dtype)
+        for i in range(side):
+            rows += patches[i : i + starts]
+        for i in range(side):
+            every += rows[:, i : i + starts]
         own = sides == side
         sums[own] = every[windows[own, 0], windows[own, 1]]
     return sums
