@@ -318,6 +318,16 @@ def test_whatever_the_choice_depends_on_makes_it_be_measured_anew(
     assert measured == [*CHAIN, *graphs]
 
 
+def test_a_gpus_driver_power_mode_and_libraries_are_among_the_conditions(bundle, monkeypatch):
+    monkeypatch.setattr(remembered, "version", lambda name: "1.0")
+    found = remembered.conditions(Bundle.open(bundle), "llm", ["fp32"], ["tensorrt"], None)
+    assert {
+        "tensorrt", "tensorrt-rtx-cu13", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc",
+        "nvidia-cuda-nvrtc-cu12",
+    } <= found["versions"].keys()  # fmt: skip
+    assert {"driver", "power_mode", "gpus"} <= found["machine"].keys()
+
+
 def remembered_sha(path):
     from geomag_edge.manifest import sha256_of
 
