@@ -252,7 +252,7 @@ def wheel(folder, name, version, content):
 
 
 def test_the_command_leaves_a_module_that_imports(tmp_path, monkeypatch):
-    """With both packages installed, which share the module, as `geomag-edge[cuda]` leaves them."""
+    """With both packages installed, one after the other; they share the module."""
     monkeypatch.setattr(ort_cuda, "driver_cuda", lambda: None)
     wheel(tmp_path, "onnxruntime", "1.32.0", "NAME = 'cpu'\n")
     wheel(tmp_path, "onnxruntime_gpu", "1.31.1", "NAME = 'gpu'\n")
