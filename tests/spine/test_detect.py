@@ -205,7 +205,7 @@ def test_a_jetson_without_cuda_is_known_by_its_files_and_not_by_guessing(
     [
         ("R36 (release), REVISION: 3.0", "6.0"),
         ("R36 (release), REVISION: 4.4", "6.1 or 6.2"),
-        ("R36 (release), REVISION: 5.0", "6.2.2"),
+        ("R36 (release), REVISION: 5.0", "6.2.2 or 6.2.3"),
         ("R38 (release), REVISION: 2.1", "7.0"),
         ("R38 (release), REVISION: 4", "7.1"),
         ("R39 (release), REVISION: 2.0", "7.2"),
