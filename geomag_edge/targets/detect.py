@@ -21,8 +21,8 @@ TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 DEVICE_TREE = Path("/proc/device-tree/model")
 
 JETPACKS = {
-    (36, 3): "6.0", (36, 4): "6.1 or 6.2", (36, 5): "6.2.2 or 6.2.3", (38, 2): "7.0", (38, 4): "7.1",
-    (39,): "7.2",
+    (36, 3): "6.0", (36, 4): "6.1 or 6.2", (36, 5): "6.2.2 or 6.2.3", (38, 2): "7.0",
+    (38, 4): "7.1", (39,): "7.2",
 }  # fmt: skip
 """L4T release -> JetPack; others are shown as their L4T release."""
 
