@@ -41,7 +41,6 @@ class Target:
         flavour: the Python module that builds and loads engines, of `FLAVOURS`; None: no engines.
         versions: the flavour's first version and the first one past the range.
         operators: ONNX operators of the default domain that are taken; None: all.
-        plugins: "none", "quick" or "aot".
         profiles: "one" or "many" optimisation profiles an engine.
         sm: compute capabilities that engines run on.
     """
@@ -56,7 +55,6 @@ class Target:
     flavour: str | None = None
     versions: tuple[str, str] | None = None
     operators: frozenset[str] | None = None
-    plugins: str = "none"
     profiles: str = "many"
     sm: tuple[str, ...] = ()
 
@@ -199,7 +197,6 @@ def _target(record: Any, lists: Mapping[str, str], path: Path) -> Target:
         "attention": ("fused", "decomposed"),
         "layer_norm": ("whole", "any"),
         "flavour": (None, *FLAVOURS),
-        "plugins": ("none", "quick", "aot"),
         "profiles": ("one", "many"),
     }
     for key, allowed in choices.items():

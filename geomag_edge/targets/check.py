@@ -15,9 +15,6 @@ from geomag_edge.targets import Target
 if TYPE_CHECKING:
     import onnx
 
-PLUGIN_DOMAIN = "geomag"
-"""Our own operators; a target with plugins may run them."""
-
 
 def check_graph(path: Path, target: Target) -> None:
     """Refuses a graph that a target cannot take.
@@ -68,8 +65,6 @@ def _opset(model: onnx.ModelProto, target: Target) -> Iterator[str]:
 def _operators(model: onnx.ModelProto, target: Target) -> Iterator[str]:
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx"):
-            if node.domain == PLUGIN_DOMAIN and target.plugins != "none":
-                continue
             if target.flavour is None and any(
                 (f.domain, f.name) == (node.domain, node.op_type) for f in model.functions
             ):

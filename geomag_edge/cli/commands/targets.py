@@ -62,11 +62,11 @@ def _auto(here: Mapping[str, str | None]) -> str:
 
 def _targets(catalog: Catalog) -> list[str]:
     rows = [
-        (t.name, _versions(t), t.opset, t.attention, " ".join(t.dtypes), t.plugins, t.profiles,
+        (t.name, _versions(t), t.opset, t.attention, " ".join(t.dtypes), t.profiles,
          " ".join(t.sm) or "-")
         for t in catalog.targets.values()
     ]  # fmt: skip
-    head = ("target", "TensorRT", "opset", "attention", "dtypes", "plugins", "profiles", "sm")
+    head = ("target", "TensorRT", "opset", "attention", "dtypes", "profiles", "sm")
     return table(head, rows)
 
 
