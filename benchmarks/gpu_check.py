@@ -47,7 +47,8 @@ from geomag_edge.runtime.answers.masks import mask_iou
 from geomag_edge.runtime.chain.pipeline import Pipeline
 from geomag_edge.runtime.chain.result import Result
 from geomag_edge.runtime.engines.cuda.device import Device
-from geomag_edge.runtime.engines.cuda.driver import CudaDriver, first_line
+from geomag_edge.runtime.engines.cuda.driver import CudaDriver
+from geomag_edge.runtime.engines.cuda.refusals import first_line
 from geomag_edge.runtime.engines.engine import GPU_ENGINES
 from geomag_edge.runtime.engines.reference import Sample, reference_of
 from geomag_edge.runtime.engines.tensorrt.bundle import store_measured

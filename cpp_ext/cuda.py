@@ -70,7 +70,8 @@ def psc_crop_cuda(
         dtype: "float32" or "float16".
         out: contiguous device array [K, 3, S, S] of `dtype` to fill; None to allocate.
         stream: where to launch: a cuda.core or torch stream, anything with `__cuda_stream__`, or a
-            handle as an int; None for the device's default stream. Nothing is waited for.
+            handle as an int; None for the device's default stream. Nothing is waited for, unless
+            boxes are on the host and the device reads all of its memory (Thor, GH200).
 
     Returns:
         `out`, or a new `DeviceViews`.
@@ -107,6 +108,9 @@ def psc_crop_cuda(
     for copied in (windows, scaling):
         if copied.buffer is not None:
             copied.buffer.close(queue)
+    sources = [copied.source for copied in (windows, scaling) if copied.source is not None]
+    if sources and device.properties.pageable_memory_access:
+        queue.sync()  # such a device may read them where they are, at any time until now
     return views
 
 
@@ -126,11 +130,13 @@ def _picture(image: Any, queue: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Small:
-    """A small input in device memory; `buffer` is to be closed if it was copied there."""
+    """A small input in device memory; if it was copied there, `buffer` is to be closed, and
+    `source` on the host to be kept until that is done."""
 
     address: int
     shape: tuple[int, ...]
     buffer: Any = None
+    source: Any = None
 
 
 def _small(value: Any, name: str, device: Any, queue: Any) -> _Small:
@@ -141,13 +147,13 @@ def _small(value: Any, name: str, device: Any, queue: Any) -> _Small:
         checked = check(value)
         buffer = device.allocate(max(checked.nbytes, 1), stream=queue)
         _, driver = _cuda()
-        # Pageable memory this small is staged before the call returns.
+        # Staged before the call returns, unless the device reads pageable memory itself.
         (status,) = driver.cuMemcpyHtoDAsync(
             int(buffer.handle), checked.ctypes.data, checked.nbytes, int(queue.handle)
         )
         if int(status):
             raise KernelError(f"copying {name} to the device failed: {status}")
-        return _Small(int(buffer.handle), checked.shape, buffer)
+        return _Small(int(buffer.handle), checked.shape, buffer, checked)
     if view.dtype != np.float32 or not _is_contiguous(view):
         raise error(f"{name} on the device must be contiguous float32, not {view.dtype}")
     return _Small(int(view.ptr), tuple(view.shape))

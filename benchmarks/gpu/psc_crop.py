@@ -69,7 +69,7 @@ def _crop(
     device: Device, image: NDArray[np.uint8], boxes: NDArray[np.float32], size: int, dtype: str
 ) -> NDArray[Any]:
     views = device.empty((len(boxes), 3, size, size), dtype)
-    device.driver.crop(device.upload(image, "image"), boxes, MEAN_STD, views)
+    device.driver.crop(device.upload(image, "image", stays=True), boxes, MEAN_STD, views)
     return views.numpy("views")
 
 
@@ -96,7 +96,7 @@ def speed(device: Device, rounds: int) -> dict[str, Any]:
     reported and is not a wrong result.
     """
     driver, boxes = device.driver, cases()[WINDOWS]
-    image = device.upload(scene(), "image")
+    image = device.upload(scene(), "image", stays=True)
     source, target = (device.empty((COPIED_BYTES,), np.uint8) for _ in range(2))
     times: dict[str, list[float]] = {"copy": [], "float32": [], "float16": []}
     views = {d: device.empty((len(boxes), 3, SIZE, SIZE), d) for d in TOLERANCE}

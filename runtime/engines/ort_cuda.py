@@ -9,6 +9,7 @@ stand-in for CUDA; the CUDA provider itself has not been run.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,9 @@ from geomag_edge.graphs import ENCODER
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engines.cuda.array import DeviceArray
 from geomag_edge.runtime.engines.cuda.device import Device
-from geomag_edge.runtime.engines.cuda.driver import CudaDriver, first_line
+from geomag_edge.runtime.engines.cuda.driver import CudaDriver
 from geomag_edge.runtime.engines.cuda.feeds import on_device
+from geomag_edge.runtime.engines.cuda.refusals import first_line
 from geomag_edge.runtime.engines.cuda.values import DeviceValues
 from geomag_edge.runtime.engines.ort import quiet_options, set_threads
 from geomag_edge.runtime.engines.sharing import has_threads
@@ -264,7 +266,8 @@ class OrtCudaSession:
 
     def close(self) -> None:
         """Drops the session, and with it its memory, once all that was asked of it is done."""
-        self._device.sync()
+        with contextlib.suppress(EngineError):  # of a device that failed nobody waits for anything
+            self._device.sync()
         del self._session
 
 

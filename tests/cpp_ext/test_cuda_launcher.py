@@ -29,8 +29,13 @@ class OnDevice:
 
 
 class Stream:
+    waited = 0
+
     def __init__(self, handle=0):
         self.handle = handle
+
+    def sync(self):
+        Stream.waited += 1
 
     from_handle = classmethod(lambda cls, handle: cls(handle))
 
@@ -52,6 +57,7 @@ class Device:
     device_id = 0
     default_stream = Stream()
     missing = False
+    properties = types.SimpleNamespace(pageable_memory_access=False)
 
     def set_current(self):
         if Device.missing:
@@ -137,6 +143,19 @@ def test_a_launch_makes_the_cpu_kernels_views(dtype, launches, scene, mean_std):
     assert np.abs(read(views).astype(np.float64) - expected).max() <= 2e-3
     assert launches == [(f"geomag_psc_crop_f{dtype[-2:]}", 0)]
     assert Buffer.living == 1  # the views; the copies of boxes and mean_std are given back
+
+
+def test_boxes_on_the_host_are_waited_for_where_the_device_reads_them_there(
+    launches, scene, mean_std, monkeypatch
+):
+    monkeypatch.setattr(Stream, "waited", 0)
+    for reads, waits in ((False, 0), (True, 1)):
+        properties = types.SimpleNamespace(pageable_memory_access=reads)
+        monkeypatch.setattr(Device, "properties", properties)
+        cuda.psc_crop_cuda(OnDevice(scene), BOXES, mean_std, 12)
+        assert Stream.waited == waits
+        cuda.psc_crop_cuda(OnDevice(scene), OnDevice(BOXES), OnDevice(mean_std), 12)
+        assert Stream.waited == waits
 
 
 def test_everything_may_be_on_the_device_already(launches, scene, mean_std):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,14 @@ from geomag_edge.runtime.engines.cuda.driver import Driver, HostMemory
 from geomag_edge.runtime.engines.cuda.kernels import THREADS
 
 STAGED_BYTES = 4 << 20
-"""Larger uploads (an image) go straight from pageable memory, which CUDA stages itself; staging
-them here would keep as much page-locked memory once more."""
+"""Larger uploads (an image) go straight from pageable memory and are waited for; staging them here
+would take as much page-locked memory once more."""
+
+EXACT_BYTES = 1 << 20
+"""Page-locked memory up to here is lent in powers of two, beyond it in exact sizes."""
+
+HOST_KEPT_BYTES = 32 << 20
+"""Page-locked memory that may lie unused, for the next loan. It is taken from everything else."""
 
 _CASTS = {("float32", "float16"): "f32_f16", ("float16", "float32"): "f16_f32"}
 
@@ -26,11 +32,11 @@ _CASTS = {("float32", "float16"): "f32_f16", ("float16", "float32"): "f16_f32"}
 class Device:
     """A device with its stream, page-locked staging memory and a count of host copies.
 
-    Nothing waits for the stream but `download` and `sync`.
+    Nothing waits for the stream but `download`, `sync` and an upload of more than `STAGED_BYTES`.
 
     Attributes:
         to_device_bytes, to_host_bytes: bytes copied so far, by the name of what was copied.
-            Where host and device share their memory nothing is copied, and nothing counted.
+            Where host and device share their memory only what stays there is copied and counted.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -50,18 +56,41 @@ class Device:
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         owner: Any
         if for_host and self.driver.integrated:
-            owner = self._host.lease(n_bytes)
+            owner = self._lease(n_bytes)
         else:
-            owner = self.driver.allocate(n_bytes)
+            owner = self._taken(lambda: self.driver.allocate(n_bytes))
         return DeviceArray(self, owner.pointer, tuple(shape), dtype, owner)
 
-    def upload(self, array: NDArray[Any], name: str) -> DeviceArray:
-        """A copy of a host array, which may change at once; on shared memory a mapped one."""
+    def _lease(self, n_bytes: int) -> _Lease:
+        return self._taken(lambda: self._host.lease(n_bytes))
+
+    def _taken(self, take: Callable[[], Any]) -> Any:
+        """Memory of one kind; where there is none, what else lies unused here is given back."""
+        try:
+            return take()
+        except EngineError:
+            self.sync()
+            self.trim()
+            return take()
+
+    def trim(self) -> None:
+        """Gives the system back what lies unused in the pools."""
+        self._host.trim()
+        self.driver.trim()
+
+    def upload(self, array: NDArray[Any], name: str, stays: bool = False) -> DeviceArray:
+        """A copy of a host array, which may change at once.
+
+        Args:
+            array: any.
+            name: what its bytes are counted under.
+            stays: it is read many times. Where host and device share their memory an array is
+                mapped, which the device reads past its caches; one that stays is copied.
+        """
         array = np.ascontiguousarray(array)
-        flat = array.reshape(-1).view(np.uint8)
-        if self.driver.integrated:
-            lease = self._host.lease(array.nbytes)
-            lease.bytes[: array.nbytes] = flat
+        if self.driver.integrated and not stays:
+            lease = self._lease(array.nbytes)
+            lease.bytes[: array.nbytes] = array.reshape(-1).view(np.uint8)
             return DeviceArray(self, lease.pointer, array.shape, array.dtype, lease)
         made = self.empty(array.shape, array.dtype)
         self.fill(made, array, name)
@@ -74,11 +103,12 @@ class Device:
             return
         self.to_device_bytes[name] += flat.size
         if flat.size > STAGED_BYTES:
-            self.driver.to_device(target.pointer, flat, pinned=False)
+            self.driver.to_device(target.pointer, flat)
+            self.sync()
             return
-        lease = self._host.lease(flat.size)
+        lease = self._lease(flat.size)
         lease.bytes[: flat.size] = flat
-        self.driver.to_device(target.pointer, lease.bytes[: flat.size], pinned=True)
+        self.driver.to_device(target.pointer, lease.bytes[: flat.size])
 
     def download(self, arrays: Mapping[str, DeviceArray]) -> dict[str, NDArray[Any]]:
         """Copies on the host, waited for once for all of them."""
@@ -88,7 +118,7 @@ class Device:
             if isinstance(array.owner, _Lease):
                 staged[name] = array.owner.bytes_at(array.pointer, array.nbytes)
                 continue
-            leases.append(self._host.lease(array.nbytes))
+            leases.append(self._lease(array.nbytes))
             staged[name] = leases[-1].bytes[: array.nbytes]
             if array.nbytes:
                 self.to_host_bytes[name] += array.nbytes
@@ -101,8 +131,9 @@ class Device:
 
     def sync(self) -> None:
         """Waits for the stream; staging memory can be used again."""
-        self.driver.sync()
-        self._host.all_done()
+        done = self._host.take_returned()  # what other threads return from here on is waited for
+        self.driver.sync()  # the next time
+        self._host.keep(done)
 
     def adopt(self, value: Any) -> DeviceArray | None:
         """Another library's array in device memory (pycuda, CuPy, torch), without a copy.
@@ -218,20 +249,33 @@ class _Lease:
 
 
 class _HostPool:
-    """Page-locked memory by sizes, which are powers of two."""
+    """Page-locked memory: up to `EXACT_BYTES` in powers of two, beyond that in exact sizes."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._free: defaultdict[int, list[HostMemory]] = defaultdict(list)
-        self.returned: list[HostMemory] = []
+        self._free: list[HostMemory] = []
+        self.returned: deque[HostMemory] = deque()  # by any thread
 
     def lease(self, n_bytes: int) -> _Lease:
-        size = max(512, 1 << (n_bytes - 1).bit_length()) if n_bytes else 512
-        free = self._free[size]
-        return _Lease(self, free.pop() if free else self._driver.allocate_host(size))
+        size = max(512, n_bytes)
+        if size <= EXACT_BYTES:
+            size = 1 << (size - 1).bit_length()
+        for i, memory in enumerate(self._free):
+            if memory.bytes.size == size:
+                return _Lease(self, self._free.pop(i))
+        return _Lease(self, self._driver.allocate_host(size))
 
-    def all_done(self) -> None:
-        """Nothing on the stream uses returned memory any more."""
-        done, self.returned = self.returned, []
-        for memory in done:
-            self._free[memory.bytes.size].append(memory)
+    def take_returned(self) -> list[HostMemory]:
+        """What was given back so far; work on the stream may still use it."""
+        return [self.returned.popleft() for _ in range(len(self.returned))]
+
+    def keep(self, done: list[HostMemory]) -> None:
+        """For the next loans; of too much, what has lain longest goes back to the system."""
+        self._free += done
+        kept = sum(memory.bytes.size for memory in self._free)
+        while kept > HOST_KEPT_BYTES:
+            kept -= self._free.pop(0).bytes.size
+
+    def trim(self) -> None:
+        """All of it goes back to the system."""
+        self._free.clear()

@@ -1,7 +1,8 @@
 """What is asked of CUDA, and CUDA itself through cuda-python.
 
 State of proof: `CudaDriver` is written against the signatures of cuda-core 1.2 and cuda-bindings
-13.5 and has never met a driver. `Driver` is small so that a stand-in can take its place in tests.
+13.5, is tested on a stand-in for both, and has never met a driver. `Driver` is small so that a
+stand-in can take its place in tests.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomag_edge.errors import EngineError, MissingExtraError
+from geomag_edge.runtime.engines.cuda.owned import Allocated, Graph, PageLocked, PastThePool
+from geomag_edge.runtime.engines.cuda.refusals import first_line, no_memory, refused, value_of
 from geomag_edge.targets.cuda import newer_than_driver
 
 if TYPE_CHECKING:
     from geomag_edge.runtime.engines.cuda.array import DeviceArray
 
 U8 = NDArray[np.uint8]
+
+SHARED_KEPT_BYTES = 64 << 20
+"""What the device's pool may keep of memory that was freed where the host shares it; cuda-core lets
+it keep all. A device with memory of its own loses nothing by that."""
 
 
 class DeviceMemory(Protocol):
@@ -35,7 +42,13 @@ class HostMemory(Protocol):
 
 
 class Driver(Protocol):
-    """One device and one stream; all that is asked runs on the stream, in order."""
+    """One device and one stream; all that is asked runs on the stream, in order.
+
+    Any thread may call: each method makes the device current there first. What else puts work on
+    the stream (TensorRT) needs `make_current` before it, once for each call from outside.
+
+    Every method raises an EngineError of one line for what CUDA refuses.
+    """
 
     name: str
     version: str
@@ -44,15 +57,21 @@ class Driver(Protocol):
     integrated: bool
     stream: int
 
+    def make_current(self) -> None:
+        """Makes the device the calling thread's."""
+
     def allocate(self, n_bytes: int) -> DeviceMemory:
         """Memory aligned to 256 bytes at least."""
+
+    def trim(self) -> None:
+        """Gives memory that is free back to the system; what is freed still is after a `sync`."""
 
     def allocate_host(self, n_bytes: int) -> HostMemory:
         """Page-locked memory, which lives as long as anything refers to it."""
 
-    def to_device(self, pointer: int, source: U8, pinned: bool) -> None:
-        """Copies bytes over. `source` may change at once, unless it is `pinned`: then only after
-        the next `sync`."""
+    def to_device(self, pointer: int, source: U8) -> None:
+        """Copies bytes over. `source` stays as it is until the next `sync`, page-locked or not:
+        where the device reads any of the host's memory, CUDA stages nothing."""
 
     def to_host(self, target: U8, pointer: int) -> None:
         """Copies bytes back into page-locked memory; they are there after the next `sync`."""
@@ -73,7 +92,8 @@ class Driver(Protocol):
         mean_std: NDArray[np.float32],
         views: DeviceArray,
     ) -> None:
-        """PscCrop of u8[H,W,3] into `views` [K,3,S,S], float32 or float16."""
+        """PscCrop of u8[H,W,3] into `views` [K,3,S,S], float32 or float16. Boxes may change at
+        once."""
 
     def sync(self) -> None:
         """Waits until all is done.
@@ -88,11 +108,18 @@ class Driver(Protocol):
     def elapsed_ms(self, start: Any, end: Any) -> float:
         """Milliseconds between two marks; waits for the later one."""
 
-    def capture(self, record: Callable[[int], None]) -> Any:
-        """Records what `record` puts on the stream that it is given, without doing it.
+    def rehearse(self, work: Callable[[int], None]) -> None:
+        """Does work on the stream that recordings are made on: after all that was asked before,
+        and waits for it."""
+
+    def capture(self, work: Callable[[int], None]) -> Any:
+        """Records work, rehearsed before, without doing it.
 
         Returns:
             A graph to `replay`.
+
+        Raises:
+            EngineError: it cannot be recorded. Nothing is lost by that: it still can be done.
         """
 
     def replay(self, graph: Any) -> None:
@@ -132,14 +159,16 @@ class CudaDriver:
         try:
             device = core.Device(device_id)
             device.set_current()
+            self._context = value_of(driver.cuCtxGetCurrent(), "asking for the context")
             self._stream = device.create_stream()
-            version = _value(driver.cuDriverGetVersion(), "asking for the driver's version")
+            self._recording = device.create_stream()
+            self._pool = device.memory_resource
+            version = value_of(driver.cuDriverGetVersion(), "asking for the driver's version")
         except Exception as e:  # the bindings raise classes of several packages here
             raise EngineError(
                 f"no usable NVIDIA driver and GPU here: {first_line(e)}; install the driver, or "
                 "use --engine ort-cpu"
             ) from e
-        self._device = device
         self.device_id = int(device.device_id)
         self.name = str(device.name)
         self.version = f"{version // 1000}.{version % 1000 // 10}"
@@ -147,52 +176,71 @@ class CudaDriver:
         self.capability = (int(capability.major), int(capability.minor))
         self.integrated = bool(device.properties.integrated)
         self.stream = int(self._stream.handle)
-        self._recording: Any = None
         self._module: Any = None
         self._kernels: dict[str, Any] = {}
+        if self.integrated:
+            self._keep_little()
+
+    def _keep_little(self) -> None:
+        """Lets the pool keep little of what is freed, once cuda-core has let it keep all."""
+        pool = getattr(self._pool, "handle", None)  # a device without pools has none
+        if pool is None:
+            return
+        threshold = self._driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+        most = self._driver.cuuint64_t(SHARED_KEPT_BYTES)
+        self._check(self._driver.cuMemPoolSetAttribute(pool, threshold, most), "setting the pool")
+
+    def make_current(self) -> None:
+        """See `Driver`."""
+        self._check(self._driver.cuCtxSetCurrent(self._context), "making the GPU current")
 
     def allocate(self, n_bytes: int) -> DeviceMemory:
-        """See `Driver`; from the device's stream-ordered pool where it has one."""
+        """See `Driver`; from the device's stream-ordered pool where it has one, and past it where
+        that refuses: on shared memory a pool may end long before the memory does."""
+        self.make_current()
+        n_bytes = max(n_bytes, 1)
         try:
-            buffer = self._device.allocate(max(n_bytes, 1), stream=self._stream)
+            buffer = self._pool.allocate(n_bytes, stream=self._stream)
         except Exception as e:
-            raise EngineError(
-                f"the GPU has no {n_bytes / 1e6:.0f} MB left: {first_line(e)}; use a smaller "
-                "budget or precision, or close what else runs on it"
-            ) from e
-        return _Allocated(buffer)
+            status, pointer = self._driver.cuMemAlloc(n_bytes)
+            if int(status):
+                raise no_memory(n_bytes, first_line(e)) from e
+            return PastThePool(self, self._driver.cuMemFree, int(pointer))
+        return Allocated(self, buffer)
+
+    def trim(self) -> None:
+        """See `Driver`."""
+        self.make_current()
+        pool = getattr(self._pool, "handle", None)
+        if pool is not None:
+            self._check(self._driver.cuMemPoolTrimTo(pool, 0), "giving memory back")
 
     def allocate_host(self, n_bytes: int) -> HostMemory:
         """See `Driver`."""
-        return _PageLocked(self._driver, max(n_bytes, 1))
+        self.make_current()
+        return PageLocked(self, self._driver, max(n_bytes, 1))
 
-    def to_device(self, pointer: int, source: U8, pinned: bool) -> None:
-        """See `Driver`; CUDA stages pageable memory before the call returns."""
-        self._check(
-            self._driver.cuMemcpyHtoDAsync(
-                pointer, source.ctypes.data, source.nbytes, self._stream.handle
-            ),
-            "copying to the device",
-        )
+    def to_device(self, pointer: int, source: U8) -> None:
+        """See `Driver`."""
+        self._copy(pointer, source.ctypes.data, source.nbytes, "copying to the device")
 
     def to_host(self, target: U8, pointer: int) -> None:
         """See `Driver`."""
-        self._check(
-            self._driver.cuMemcpyDtoHAsync(
-                target.ctypes.data, pointer, target.nbytes, self._stream.handle
-            ),
-            "copying to the host",
-        )
+        self._copy(target.ctypes.data, pointer, target.nbytes, "copying to the host")
 
     def on_device(self, target: int, source: int, n_bytes: int) -> None:
         """See `Driver`."""
-        self._check(
-            self._driver.cuMemcpyDtoDAsync(target, source, n_bytes, self._stream.handle),
-            "copying on the device",
-        )
+        self._copy(target, source, n_bytes, "copying on the device")
+
+    def _copy(self, target: int, source: int, n_bytes: int, doing: str) -> None:
+        """By the addresses alone: on shared memory an array may be mapped memory of the host's,
+        which the calls that name a direction do not promise to take."""
+        self.make_current()
+        self._check(self._driver.cuMemcpyAsync(target, source, n_bytes, self._stream.handle), doing)
 
     def clear(self, pointer: int, n_bytes: int) -> None:
         """See `Driver`."""
+        self.make_current()
         self._check(
             self._driver.cuMemsetD8Async(pointer, 0, n_bytes, self._stream.handle),
             "clearing memory",
@@ -200,10 +248,14 @@ class CudaDriver:
 
     def launch(self, kernel: str, blocks: int, threads: int, *arguments: Any) -> None:
         """See `Driver`; the kernels are compiled at first use."""
+        self.make_current()
         if kernel not in self._kernels:
             self._kernels[kernel] = self._compiled().get_kernel(kernel)
         config = self._core.LaunchConfig(grid=blocks, block=threads)
-        self._core.launch(self._stream, config, self._kernels[kernel], *arguments)
+        try:
+            self._core.launch(self._stream, config, self._kernels[kernel], *arguments)
+        except Exception as e:
+            raise refused(f"launching {kernel}", first_line(e)) from e
 
     def _compiled(self) -> Any:
         from geomag_edge.runtime.engines.cuda.kernels import source
@@ -229,12 +281,14 @@ class CudaDriver:
         views: DeviceArray,
     ) -> None:
         """See `Driver`."""
+        from geomag_edge.cpp_ext.checks import checked_boxes, checked_mean_std
         from geomag_edge.cpp_ext.cuda import psc_crop_cuda
 
+        self.make_current()
         psc_crop_cuda(
             image,
-            boxes,
-            mean_std,
+            image.device.upload(checked_boxes(boxes), "boxes"),
+            image.device.upload(checked_mean_std(mean_std), "mean_std"),
             views.shape[-1],
             views.dtype.name,
             out=views,
@@ -243,52 +297,74 @@ class CudaDriver:
 
     def sync(self) -> None:
         """See `Driver`."""
+        self.make_current()
+        self._wait(self._stream)
+
+    def _wait(self, stream: Any) -> None:
         try:
-            self._stream.sync()
+            stream.sync()
         except Exception as e:
-            raise EngineError(f"the GPU failed: {first_line(e)}") from e
+            raise EngineError(
+                f"the GPU failed: {first_line(e)}; start the process again, and if it fails again "
+                "use --engine ort-cpu"
+            ) from e
 
     def event(self) -> Any:
         """See `Driver`."""
-        return self._stream.record(options=self._core.EventOptions(timing_enabled=True))
+        self.make_current()
+        try:
+            return self._stream.record(options=self._core.EventOptions(timing_enabled=True))
+        except Exception as e:
+            raise refused("marking a time", first_line(e)) from e
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
         """See `Driver`."""
-        end.sync()
+        self.make_current()
+        self._wait(end)
         return float(end - start)
 
-    def capture(self, record: Callable[[int], None]) -> Any:
+    def rehearse(self, work: Callable[[int], None]) -> None:
+        """See `Driver`."""
+        self.sync()
+        try:
+            work(int(self._recording.handle))
+        finally:
+            self._wait(self._recording)
+
+    def capture(self, work: Callable[[int], None]) -> Any:
         """See `Driver`.
 
         On a stream of its own, so that memory which happens to be freed meanwhile does not become
         part of the graph. Other threads may go on using CUDA.
         """
-        driver = self._driver
-        if self._recording is None:
-            self._recording = self._device.create_stream()
-        stream = self._recording.handle
+        self.make_current()
+        driver, stream = self._driver, self._recording.handle
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._check(driver.cuStreamBeginCapture(stream, mode), "starting a CUDA graph")
         try:
-            record(int(stream))
+            work(int(stream))
         except BaseException:
-            driver.cuStreamEndCapture(stream)
+            status, graph = driver.cuStreamEndCapture(stream)  # else nothing runs there any more
+            if not int(status):
+                driver.cuGraphDestroy(graph)
             raise
-        graph = _value(driver.cuStreamEndCapture(stream), "recording a CUDA graph")
+        graph = value_of(driver.cuStreamEndCapture(stream), "recording a CUDA graph")
         try:
-            handle = _value(driver.cuGraphInstantiate(graph, 0), "instantiating a CUDA graph")
+            handle = value_of(driver.cuGraphInstantiate(graph, 0), "instantiating a CUDA graph")
         finally:
             driver.cuGraphDestroy(graph)
-        return _Graph(driver, handle)
+        return Graph(self, driver, handle)
 
     def replay(self, graph: Any) -> None:
         """See `Driver`."""
+        self.make_current()
         self._check(
             self._driver.cuGraphLaunch(graph.handle, self._stream.handle), "launching a CUDA graph"
         )
 
     def free_bytes(self) -> int:
         """See `Driver`."""
+        self.make_current()
         status, free, _ = self._driver.cuMemGetInfo()
         self._check((status,), "asking for free memory")
         return int(free)
@@ -299,6 +375,7 @@ class CudaDriver:
 
         if not (hasattr(value, "__cuda_array_interface__") or hasattr(value, "__dlpack__")):
             return None
+        self.make_current()
         view = StridedMemoryView.from_any_interface(value, stream_ptr=self.stream)
         if not view.is_device_accessible:
             return None
@@ -310,59 +387,4 @@ class CudaDriver:
         return int(view.ptr), shape, np.dtype(view.dtype), contiguous
 
     def _check(self, result: tuple[Any, ...], doing: str) -> None:
-        _value((*result, None), doing)
-
-
-class _Allocated:
-    """A cuda.core buffer; it frees itself in its stream's order when it goes."""
-
-    def __init__(self, buffer: Any) -> None:
-        self._buffer = buffer
-        self.pointer = int(buffer.handle)
-
-
-class _PageLocked:
-    """Memory of cuMemHostAlloc."""
-
-    def __init__(self, driver: Any, n_bytes: int) -> None:
-        import ctypes
-
-        self._free = driver.cuMemFreeHost
-        self._address = int(
-            _value(
-                driver.cuMemHostAlloc(n_bytes, driver.CU_MEMHOSTALLOC_DEVICEMAP),
-                "allocating page-locked memory",
-            )
-        )
-        self.pointer = int(
-            _value(driver.cuMemHostGetDevicePointer(self._address, 0), "mapping host memory")
-        )
-        view = (ctypes.c_uint8 * n_bytes).from_address(self._address)
-        self.bytes: U8 = np.ctypeslib.as_array(view)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_address"):
-            self._free(self._address)
-
-
-class _Graph:
-    """An instantiated CUDA graph."""
-
-    def __init__(self, driver: Any, handle: Any) -> None:
-        self._destroy, self.handle = driver.cuGraphExecDestroy, handle
-
-    def __del__(self) -> None:
-        self._destroy(self.handle)
-
-
-def _value(result: tuple[Any, ...], doing: str) -> Any:
-    """The value of a call of the bindings, which return (status, value)."""
-    status, value = result
-    if int(status):
-        raise EngineError(f"{doing} failed: {getattr(status, 'name', status)}")
-    return value
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its class where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        value_of((*result, None), doing)

@@ -11,10 +11,12 @@ capacity). It cannot where they never do: a cache that grows has another shape a
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from geomag_edge.errors import EngineError
 from geomag_edge.runtime.engines.cuda.array import DeviceArray
 from geomag_edge.runtime.engines.cuda.device import Device
 
@@ -57,6 +59,10 @@ class Replays:
         work: the session's work.
         in_place: inputs and outputs whose memory is the session's own and never moves (a cache
             that is updated in place); they are neither copied in nor out.
+
+    Attributes:
+        replayed: calls that were.
+        refused: why calls of this session are not replayed, or None.
     """
 
     def __init__(self, device: Device, work: Work, in_place: frozenset[str] = frozenset()) -> None:
@@ -64,6 +70,7 @@ class Replays:
         self._seen: set[Any] = set()
         self._recorded: OrderedDict[Any, _Recorded] = OrderedDict()
         self.replayed = 0
+        self.refused: str | None = None
 
     def run(self, feeds: Arrays, keep: frozenset[str]) -> Arrays:
         """Runs a call; outputs that are not in `keep` are good until the next call."""
@@ -71,36 +78,53 @@ class Replays:
             (name, a.shape, a.pointer if name in self._in_place else 0)
             for name, a in sorted(feeds.items())
         )
-        call = self._recorded.get(key)
-        if call is not None:
-            self._recorded.move_to_end(key)
-            self._copy_in(call.feeds, feeds)
-            self._device.driver.replay(call.graph)
-            self.replayed += 1
-            return self._copy_out(call.outputs, keep)
-        if key not in self._seen or not self._work.recordable():
+        recurs = key in self._recorded or (key in self._seen and self._work.recordable())
+        if recurs and self.refused is None:
+            try:
+                return self._copy_out(self._replay(key, feeds, keep), keep)
+            except EngineError as e:
+                self.refuse(str(e))
+        # What was done before a refusal is done again: a cache's new rows, too, which are the same.
+        outputs = self._work.outputs_for(feeds, keep)
+        self._work.enqueue(feeds, outputs, self._device.driver.stream)
+        if key not in self._seen:  # only now: what fails plainly, too, says nothing of recordings
             if len(self._seen) >= SHAPES_REMEMBERED:
                 self._seen.clear()
             self._seen.add(key)
-            outputs = self._work.outputs_for(feeds, keep)
-            self._work.enqueue(feeds, outputs, self._device.driver.stream)
-            return outputs
-        return self._copy_out(self._record(key, feeds), keep)
+        return outputs
 
-    def _record(self, key: Any, feeds: Arrays) -> Arrays:
-        device, work = self._device, self._work.fresh()
+    def refuse(self, reason: str) -> None:
+        """Runs plainly from now on; what the recordings held is free."""
+        self.refused = reason
+        with contextlib.suppress(EngineError):  # of a dead device the next call will tell
+            self._device.sync()
+        self._recorded.clear()
+
+    def _replay(self, key: Any, feeds: Arrays, keep: frozenset[str]) -> Arrays:
+        call = self._recorded.get(key)
+        if call is None:
+            return self._record(key, feeds, keep)
+        self._recorded.move_to_end(key)
+        self._copy_in(call.feeds, feeds)
+        self._device.driver.replay(call.graph)
+        self.replayed += 1
+        return call.outputs
+
+    def _record(self, key: Any, feeds: Arrays, keep: frozenset[str]) -> Arrays:
+        device, driver, work = self._device, self._device.driver, self._work.fresh()
         own = {
             name: a if name in self._in_place else device.empty(a.shape, a.dtype)
             for name, a in feeds.items()
         }
         self._copy_in(own, feeds)
-        outputs = work.outputs_for(own, frozenset())
-        work.enqueue(own, outputs, device.driver.stream)
+        outputs = work.outputs_for(own, keep)
+        driver.rehearse(lambda stream: work.enqueue(own, outputs, stream))
         if not work.recordable():
-            return outputs
-        graph = device.driver.capture(lambda stream: work.enqueue(own, outputs, stream))
+            raise EngineError("the engine cannot be recorded as it stands")
+        graph = driver.capture(lambda stream: work.enqueue(own, outputs, stream))
         self._recorded[key] = _Recorded(work, own, outputs, graph)
         if len(self._recorded) > GRAPHS_KEPT:
+            device.sync()  # the oldest may be what the stream is busy with
             self._recorded.popitem(last=False)
         return outputs
 

@@ -40,7 +40,7 @@ class DeviceValues:
                 scene.crop(boxes, mean_std, size, self.view_dtype.name), "views"
             )
         if scene not in self._images:
-            self._images[scene] = self.device.upload(pixels, "image")
+            self._images[scene] = self.device.upload(pixels, "image", stays=True)
         views = self.device.empty((len(boxes), 3, size, size), self.view_dtype)
         self.device.driver.crop(self._images[scene], boxes, mean_std, views)
         return views

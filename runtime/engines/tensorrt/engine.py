@@ -5,6 +5,8 @@ a context for each profile and one activation memory for all of them: they never
 Calls whose shapes recur are replayed as CUDA graphs (`cuda.replay`). The LLM's are if it
 was built with a fixed cache; one that grows has another shape at every step.
 
+Any thread may run, open and close, one at a time.
+
 State of proof: the logic is tested on a stand-in for TensorRT that executes the graphs with ONNX
 Runtime; names and signatures are those of tensorrt_rtx 1.7 (the API of TensorRT 11) and are checked
 against it. No engine has been run.
@@ -12,7 +14,9 @@ against it. No engine has been run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import mmap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +24,10 @@ import numpy as np
 from geomag_edge.errors import EngineError
 from geomag_edge.graphs import CHAIN, DYNAMIC, past_names, present_names
 from geomag_edge.manifest import Bundle, DecoderShape
-from geomag_edge.runtime.engines.cuda.array import DeviceArray
 from geomag_edge.runtime.engines.cuda.device import Device
 from geomag_edge.runtime.engines.cuda.driver import CudaDriver
 from geomag_edge.runtime.engines.cuda.feeds import on_device
+from geomag_edge.runtime.engines.cuda.refusals import first_line
 from geomag_edge.runtime.engines.cuda.replay import Arrays, Replays
 from geomag_edge.runtime.engines.cuda.values import DeviceValues
 from geomag_edge.runtime.engines.sharing import has_threads
@@ -34,6 +38,7 @@ from geomag_edge.runtime.engines.tensorrt.flavour import Flavour, load_flavour
 from geomag_edge.runtime.engines.tensorrt.log import first_error, logger_of, memory_ran_out
 from geomag_edge.runtime.engines.tensorrt.profiles import FIXED
 from geomag_edge.runtime.engines.tensorrt.record import BuildRecord, EngineFile
+from geomag_edge.runtime.engines.tensorrt.work import ProfileWork, Workspace
 
 _SPLIT = {"encoder": "n", "projector": "n", "mask_head": "m"}
 """Leading axis along which a call that is too large is made in parts."""
@@ -75,6 +80,7 @@ class TensorRtEngine:
         records = built_by(bundle, name, precision)
         self.flavour = flavour or load_flavour(FLAVOURS[name])
         self.device = device or Device(CudaDriver())
+        self.device.driver.make_current()
         self.record = fitting(records, self.flavour, self.device)
         self.log = logger_of(self.flavour)
         self.runtime = self.flavour.module.Runtime(self.log)
@@ -95,23 +101,12 @@ class TensorRtEngine:
         return first_error(self.log.lines) or otherwise
 
     def close(self) -> None:
-        """Frees the activation memory."""
-        self.device.sync()
-        self.workspace = Workspace(self.device)
-
-
-class Workspace:
-    """Activation memory that all contexts share; it grows by being replaced."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._memory: DeviceArray | None = None
-
-    def of(self, n_bytes: int) -> DeviceArray:
-        """At least so many bytes. Who got a smaller one before goes on using that."""
-        if self._memory is None or self._memory.nbytes < n_bytes:
-            self._memory = self._device.empty((max(n_bytes, 1),), np.uint8)
-        return self._memory
+        """Frees the activation memory, and gives back what the pools hold."""
+        with contextlib.suppress(EngineError):  # of a device that failed nobody waits for anything
+            self.device.sync()
+            self.workspace = Workspace(self.device)
+            self.device.sync()
+            self.device.trim()
 
 
 def _activation_bytes(record: BuildRecord) -> int:
@@ -136,6 +131,7 @@ class TensorRtSession:
         has_threads(self)  # and more that no fork can free: a context, memory of the device
         self._owner, self._device, self._graph = owner, owner.device, graph
         record, driver = owner.record, owner.device.driver
+        driver.make_current()
         files = record.engines.get(graph)
         if not files:
             raise EngineError(f"{record.folder} has no engine of {graph}: build it again")
@@ -156,8 +152,9 @@ class TensorRtSession:
         self._cache: GrowingCache | FixedCache | None = None
         if graph == "llm":
             self._cache = self._new_cache(owner.bundle.manifest.decoder)
-        self._works: dict[tuple[str, int], _ProfileWork] = {}
+        self._works: dict[tuple[str, int], ProfileWork] = {}
         self._replays: dict[tuple[str, int], Replays] = {}
+        self._refused: str | None = None
         built_on = record.built_on.get("gpu")
         elsewhere = f", built on {built_on}" if built_on and built_on != driver.name else ""
         self.provider = f"TensorRT {record.version} on {driver.name}{elsewhere}"
@@ -165,17 +162,26 @@ class TensorRtSession:
             self.provider = self.provider.replace("TensorRT", "TensorRT for RTX", 1)
 
     def _load(self, file: EngineFile) -> Any:
+        """From the file as it is mapped: a copy on the host would take as much memory once more,
+        which on shared memory is the device's."""
         owner = self._owner
-        data = owner.bundle.file(file.file).read_bytes()
         owner.log.lines.clear()
-        engine = owner.runtime.deserialize_cuda_engine(data)
+        load = owner.runtime.deserialize_cuda_engine
+        path = owner.bundle.file(file.file)
+        with path.open("rb") as opened:
+            try:
+                with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    engine = load(data)
+                reason = "it does not say why"
+            except (ValueError, RuntimeError) as e:  # an empty file; what the bindings raise
+                engine, reason = None, first_line(e)
         if engine is None:
             remedy = "build it again on this machine"
             if memory_ran_out(owner.log.lines):
                 remedy = "the device's memory ran out: end other programs, or take a smaller budget"
             raise EngineError(
                 f"{owner.flavour.name} {owner.flavour.version} cannot load {file.file}: "
-                f"{owner.said('it does not say why')}; {remedy}"
+                f"{owner.said(reason)}; {remedy}"
             )
         return engine
 
@@ -193,6 +199,7 @@ class TensorRtSession:
         after the next one."""
         if self._engines is None:
             raise EngineError(f"the session of {self._graph} is closed")
+        self._device.driver.make_current()
         length = None
         if isinstance(self._cache, FixedCache):
             feeds, length = self._cache.feeds(feeds)
@@ -237,31 +244,48 @@ class TensorRtSession:
         """One call of the one profile that holds the inputs' sizes."""
         arrays = {name: self._device.aligned(array) for name, array in arrays.items()}
         shapes = {k: a.shape for k, a in arrays.items()} | {k: a.shape for k, a in on_host.items()}
-        file, index = self._owner.record.pick(self._graph, self._sizes(shapes))
-        key = file.file, index
-        if key not in self._works:
-            assert self._engines is not None
-            engine = self._engines[file.file]
-            contexts = self._contexts[file.file]
-            self._works[key] = _ProfileWork(
-                self._owner, self._graph, engine, contexts, index, self._outputs
-            )
-            in_place: frozenset[str] = frozenset()
-            if isinstance(self._cache, FixedCache):
-                in_place = frozenset([*self._cache.past, *self._cache.present])
-            self._replays[key] = Replays(self._device, self._works[key], in_place)
-        work = self._works[key]
-        work.on_host = dict(on_host)
+        sizes = self._sizes(shapes)
+        file, index = self._owner.record.pick(self._graph, sizes)
+        work, replays = self._work(file, index)
+        work.on_host, work.sizes = dict(on_host), sizes
         self._owner.log.lines.clear()
         if isinstance(self._cache, FixedCache):
             work.fixed_outputs = self._cache.present
         if not isinstance(self._cache, GrowingCache) and not on_host:
-            return self._replays[key].run(arrays, keep)
+            outputs = replays.run(arrays, keep)
+            self._heed(replays.refused)
+            return outputs
         if isinstance(self._cache, GrowingCache):
             work.fixed_outputs = self._present(self._cache, arrays)
         outputs = work.outputs_for(arrays, keep)
         work.enqueue(arrays, outputs, self._device.driver.stream)
         return outputs
+
+    def _work(self, file: EngineFile, profile: int) -> tuple[ProfileWork, Replays]:
+        """The context of a profile, made when it is first asked for."""
+        key = file.file, profile
+        if key not in self._works:
+            assert self._engines is not None
+            work = ProfileWork(
+                self._owner, self._graph, self._engines[file.file], self._contexts[file.file],
+                profile, self._outputs, {p["name"]: tuple(p["axes"]) for p in file.outputs},
+            )  # fmt: skip
+            in_place: frozenset[str] = frozenset()
+            if isinstance(self._cache, FixedCache):
+                in_place = frozenset([*self._cache.past, *self._cache.present])
+            replays = Replays(self._device, work, in_place)
+            replays.refused = self._refused
+            self._works[key], self._replays[key] = work, replays
+        return self._works[key], self._replays[key]
+
+    def _heed(self, refused: str | None) -> None:
+        """What one profile was refused, all of the session's do without; the provider says so."""
+        if refused is None or self._refused is not None:
+            return
+        self._refused = refused
+        self.provider += f" (not replayed as CUDA graphs: {refused})"
+        for replays in self._replays.values():
+            replays.refuse(refused)
 
     def _present(self, cache: GrowingCache, arrays: Arrays) -> Arrays:
         layers = self._owner.bundle.manifest.decoder.layers
@@ -289,107 +313,12 @@ class TensorRtSession:
 
     def close(self) -> None:
         """Frees engines and contexts, once all that was asked of them is done."""
-        self._device.sync()
+        with contextlib.suppress(EngineError):  # of a device that failed nobody waits for anything
+            self._device.sync()
         for contexts in self._contexts.values():
             contexts.keep()
         self._contexts = {}
         self._works, self._replays, self._engines, self._cache = {}, {}, None, None
-
-
-class _ProfileWork:
-    """A context set to one profile; see `cuda.replay.Work`.
-
-    Attributes:
-        on_host: inputs that TensorRT reads on the host (shapes), for the next call.
-        fixed_outputs: outputs whose memory is given, for the next call.
-    """
-
-    def __init__(
-        self,
-        owner: TensorRtEngine,
-        graph: str,
-        engine: Any,
-        contexts: Contexts,
-        profile: int,
-        outputs: Mapping[str, np.dtype[Any]],
-    ) -> None:
-        self._made_from = owner, graph, engine, contexts, profile, outputs
-        self._owner, self._graph, self._outputs = owner, graph, outputs
-        self._device = owner.device
-        self.on_host: dict[str, np.ndarray] = {}
-        self.fixed_outputs: Arrays = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._addresses: dict[str, int] = {}
-        owner.log.lines.clear()
-        self._context = contexts.make()
-        if self._context is None:
-            raise EngineError(f"TensorRT makes no context for {graph}: {owner.said('no reason')}")
-        self._check(
-            self._context.set_optimization_profile_async(profile, self._device.driver.stream),
-            "setting the profile",
-        )
-        n_bytes = int(engine.get_device_memory_size_for_profile_v2(profile))
-        self._memory = owner.workspace.of(n_bytes)
-        self._context.set_device_memory(self._memory.pointer, self._memory.nbytes)
-
-    def recordable(self) -> bool:
-        """TensorRT for RTX says; full TensorRT's engines are, once run."""
-        asked: Callable[[int], bool] | None = getattr(self._context, "is_stream_capturable", None)
-        return asked is None or asked(self._device.driver.stream)
-
-    def fresh(self) -> _ProfileWork:
-        """The same profile with a context of its own: TensorRT wants one for each recording."""
-        made = _ProfileWork(*self._made_from)
-        made.fixed_outputs = self.fixed_outputs
-        return made
-
-    def outputs_for(self, feeds: Arrays, keep: frozenset[str]) -> Arrays:
-        """Memory for the outputs of these inputs."""
-        self._set_shapes(feeds)
-        missing = self._context.infer_shapes()
-        if missing:
-            raise EngineError(f"TensorRT cannot tell the shapes of {self._graph}: {missing[0]}")
-        made = {}
-        for name, dtype in self._outputs.items():
-            shape = tuple(self._context.get_tensor_shape(name))
-            given = self.fixed_outputs.get(name)
-            if given is not None and given.shape != shape:
-                raise EngineError(
-                    f"{self._graph} would give {name} {list(shape)}, expected {list(given.shape)}"
-                )
-            made[name] = (
-                given if given is not None
-                else self._device.empty(shape, dtype, for_host=name not in keep)
-            )  # fmt: skip
-        return made
-
-    def enqueue(self, feeds: Arrays, outputs: Arrays, stream: int) -> None:
-        """Runs the engine on a stream."""
-        self._set_shapes(feeds)
-        for name, array in (*feeds.items(), *outputs.items()):
-            self._set_address(name, array.pointer)
-        self._check(self._context.execute_async_v3(stream), "running it")
-
-    def _set_shapes(self, feeds: Arrays) -> None:
-        for name, array in feeds.items():
-            if self._shapes.get(name) != array.shape:
-                self._check(
-                    self._context.set_input_shape(name, array.shape),
-                    f"giving {name} the shape {list(array.shape)}",
-                )
-                self._shapes[name] = array.shape
-        for name, values in self.on_host.items():
-            self._set_address(name, values.ctypes.data)
-
-    def _set_address(self, name: str, address: int) -> None:
-        if self._addresses.get(name) != address:
-            self._check(self._context.set_tensor_address(name, address), f"binding {name}")
-            self._addresses[name] = address
-
-    def _check(self, ok: bool, doing: str) -> None:
-        if not ok:
-            said = self._owner.said("no reason given")
-            raise EngineError(f"TensorRT failed on {self._graph}, {doing}: {said}")
 
 
 def _tensors(flavour: Flavour, engine: Any, mode: str) -> dict[str, np.dtype[Any]]:

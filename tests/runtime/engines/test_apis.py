@@ -15,7 +15,7 @@ import pytest
 import geomag_edge.cpp_ext
 import geomag_edge.runtime.engines
 from geomag_edge.targets import load_catalog
-from tests.runtime import conftest as runtime_stand_in
+from tests.runtime import tensorrt_stand_in as runtime_stand_in
 from tests.runtime.engines import conftest as builder_stand_in
 
 APIS = Path(__file__).parent / "apis"
@@ -302,10 +302,11 @@ def test_a_name_that_does_not_exist_would_be_found(tmp_path):
 
 
 STAND_INS = {
-    runtime_stand_in._Engine: "ICudaEngine",
-    runtime_stand_in._Context: "IExecutionContext",
-    runtime_stand_in._RuntimeConfig: "IRuntimeConfig",
-    runtime_stand_in._RuntimeCache: "IRuntimeCache",
+    runtime_stand_in.Engine: "ICudaEngine",
+    runtime_stand_in.Context: "IExecutionContext",
+    runtime_stand_in.CapturableContext: "IExecutionContext",
+    runtime_stand_in.RuntimeConfig: "IRuntimeConfig",
+    runtime_stand_in.RuntimeCache: "IRuntimeCache",
     **{
         getattr(builder_stand_in, name): name
         for name in (
@@ -352,7 +353,7 @@ def test_the_nested_stand_ins_have_none_either():
             assert TABLES["tensorrt"].signatures(cls, name, "rtx 1.7"), (cls, name)
     builder = builder_stand_in.BuilderStandIn(lambda config: (None, []))
     for made, cls in (
-        (flavour.Runtime, "Runtime"),
+        (runtime_stand_in.Runtime, "Runtime"),
         (builder.Runtime, "Runtime"),
         (builder.Builder, "Builder"),
     ):

@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geomag_edge.errors import EngineError, MissingExtraError
-from geomag_edge.runtime.engines.cuda import driver as driver_module
+from geomag_edge.runtime.engines.cuda import refusals
+from geomag_edge.runtime.engines.cuda.device import EXACT_BYTES, HOST_KEPT_BYTES, _Lease
 from geomag_edge.runtime.engines.cuda.driver import CudaDriver
 from geomag_edge.runtime.engines.cuda.feeds import on_device
 from geomag_edge.runtime.engines.cuda.replay import GRAPHS_KEPT, Replays
 from geomag_edge.runtime.engines.cuda.values import DeviceValues
 from geomag_edge.runtime.images.scene import Scene
+from tests.runtime.late_cuda import CAPTURE, array_at
 
 
 def some(*shape, dtype=np.float32):
@@ -204,7 +206,7 @@ class Doubled:
     """A session's work for `Replays`: y = 2 x."""
 
     def __init__(self, device):
-        self.device, self.enqueued, self.made = device, 0, 0
+        self.device, self.enqueued, self.made, self.broken = device, 0, 0, False
 
     def outputs_for(self, feeds, keep):
         return {"y": self.device.empty(feeds["x"].shape, np.float32, for_host="y" not in keep)}
@@ -217,11 +219,15 @@ class Doubled:
         return self
 
     def enqueue(self, feeds, outputs, stream):
-        x, y, array_at = feeds["x"], outputs["y"], sys.modules[type(self.device.driver).__module__]
+        x, y = feeds["x"], outputs["y"]
         self.enqueued += 1
+        if self.broken:
+            raise EngineError("no such shape")
+        if self.device.driver.recording is not None and self.device.driver.refuses == "during":
+            raise EngineError("operation not permitted when stream is capturing")
 
         def double():
-            view = array_at.array_at
+            view = array_at
             view(y.pointer, y.shape, np.float32)[:] = 2 * view(x.pointer, x.shape, np.float32)
 
         self.device.driver.put(double, stream)
@@ -256,6 +262,118 @@ def test_every_shape_has_its_own_recording_and_old_ones_go(device):
     assert len(replays._recorded) == GRAPHS_KEPT
 
 
+@pytest.mark.parametrize("where", CAPTURE)
+@pytest.mark.parametrize("keep", [frozenset(), frozenset({"y"})])
+def test_what_cannot_be_recorded_or_replayed_runs_plainly(make_device, where, keep):
+    device = make_device(refuses=where)
+    work = Doubled(device)
+    replays = Replays(device, work)
+    kept = []
+    for n in (3, 3, 3, 4, 4, 4, 3):
+        x = np.full((2, n), n + len(kept), np.float32)
+        kept.append(replays.run({"x": device.upload(x, "x")}, keep)["y"])
+        np.testing.assert_array_equal(kept[-1].numpy(), 2 * x)
+    assert replays.refused
+    assert replays.replayed == device.driver.replays == 0
+    assert work.made == 1  # tried once, not for each shape
+    assert not replays._recorded
+    if keep:
+        np.testing.assert_array_equal(kept[0].numpy(), np.full((2, 3), 6))
+
+
+def test_a_call_that_fails_by_itself_says_nothing_of_recordings(device):
+    work = Doubled(device)
+    replays, x = Replays(device, work), device.upload(some(4), "x")
+    for work.broken in (True, True, False, False, False):
+        if work.broken:
+            with pytest.raises(EngineError, match="no such shape"):
+                replays.run({"x": x}, frozenset())
+        else:
+            y = replays.run({"x": x}, frozenset())["y"]
+            np.testing.assert_array_equal(y.numpy(), 2 * some(4))
+    assert replays.refused is None
+    assert replays.replayed == 1
+
+
+def test_a_recording_for_which_there_is_no_memory_is_done_without(make_device):
+    device, kept = make_device(), frozenset({"y"})
+    replays, x = Replays(device, Doubled(device)), device.upload(some(8_000), "x")
+    replays.run({"x": x}, kept)
+    device.sync()
+    device.trim()
+    device.driver.memory_bytes = device.driver.used_bytes + 40_000  # for one more array
+    for _ in range(3):
+        y = replays.run({"x": x}, kept)["y"]
+    device.driver.memory_bytes = 1 << 30
+    np.testing.assert_array_equal(y.numpy(), 2 * some(8_000))
+    assert "MB of memory left" in replays.refused
+
+
+def test_recordings_write_for_the_host_only_what_it_reads(make_device):
+    device = make_device(integrated=True)
+    for keep, leased in ((frozenset({"y"}), False), (frozenset(), True)):
+        replays = Replays(device, Doubled(device))
+        for _ in range(3):
+            replays.run({"x": device.upload(some(5), "x")}, keep)
+        [call] = replays._recorded.values()
+        assert isinstance(call.outputs["y"].owner, _Lease) == leased
+        assert not isinstance(call.feeds["x"].owner, _Lease)
+        device.sync()
+
+
+# memory
+
+
+def test_an_image_is_staged_once_into_memory_of_the_device(make_device):
+    device = make_device(integrated=True)
+    image = some(5_000_001).astype(np.uint8)
+    up = device.upload(image, "image", stays=True)
+    image[:] = 0  # the caller may do this at once
+    assert device.driver.page_locked_bytes == 0
+    assert device.driver.used_bytes == 5_000_001
+    np.testing.assert_array_equal(up.numpy(), some(5_000_001).astype(np.uint8))
+
+
+def test_large_page_locked_memory_is_exact_and_little_is_kept(make_device):
+    device = make_device(integrated=True)
+    up = [device.upload(np.zeros(EXACT_BYTES + i, np.uint8), "it") for i in range(1, 60)]
+    assert device.driver.page_locked_bytes == sum(a.nbytes for a in up)
+    up.clear()
+    device.sync()
+    assert HOST_KEPT_BYTES // 2 < device.driver.page_locked_bytes <= HOST_KEPT_BYTES
+    device.trim()
+    assert device.driver.page_locked_bytes == 0
+
+
+def test_memory_returned_by_another_thread_while_one_waits_is_not_lent_yet(device):
+    """Its copy may have been asked for after the wait began."""
+    plain, late = device.driver.sync, [device._host.lease(100)]
+
+    def sync():
+        plain()
+        late.clear()
+
+    device.driver.sync = sync
+    device.sync()
+    assert len(device._host.returned) == 1
+    assert not device._host._free
+    device.driver.sync = plain
+    device.sync()
+    assert len(device._host._free) == 1
+
+
+def test_memory_that_lies_unused_is_given_back_before_there_is_none(make_device):
+    device = make_device(memory_bytes=1000)
+    for _ in range(5):
+        array = device.empty((600,), np.uint8)
+        del array
+    array = device.empty((600,), np.uint8)
+    with pytest.raises(EngineError, match=r"the GPU has no 0\.1 MB of memory left: ") as caught:
+        device.empty((600,), np.uint8)
+    assert "\n" not in str(caught.value)
+    assert array.nbytes == 600
+
+
 def gpu_present():
     try:
         CudaDriver()
@@ -281,7 +399,7 @@ def test_without_cuda_python_one_line_says_what_to_install(monkeypatch):
 
 def test_a_failed_call_of_the_bindings_names_what_was_tried():
     with pytest.raises(EngineError, match="launching a CUDA graph failed: 700"):
-        driver_module._value((700, None), "launching a CUDA graph")
+        refusals.value_of((700, None), "launching a CUDA graph")
 
 
 @pytest.mark.skipif(not gpu_present(), reason="needs a GPU")

@@ -16,16 +16,13 @@ from geomag_edge.benchmarks.gpu import outside as gpu_polygraphy
 from geomag_edge.errors import BundleError, EngineError, MissingExtraError
 from geomag_edge.graphs import CHAIN, past_names, present_names
 from geomag_edge.manifest import Bundle, sha256_of
-from geomag_edge.prompts import PromptCoder
-from geomag_edge.runtime.chain.chain import Chain
 from geomag_edge.runtime.chain.pipeline import Pipeline
 from geomag_edge.runtime.engines.tensorrt import log as log_module
 from geomag_edge.runtime.engines.tensorrt.cache import GrowingCache
 from geomag_edge.runtime.engines.tensorrt.engine import TensorRtEngine
-from geomag_edge.runtime.engines.tensorrt.profiles import limits_of, profiles_of
-from geomag_edge.runtime.engines.tensorrt.record import BuildRecord, EngineFile
+from tests.runtime.built import built, pipeline
+from tests.runtime.tensorrt_stand_in import VERSION
 
-VERSION = "1.7.1.116"
 PLACE = "engines/tensorrt-rtx/fp32"
 SMALL = {"views": 2, "queries": 2}
 """Limits below what a pixel-level answer asks for, so that calls are made in parts."""
@@ -34,69 +31,6 @@ SMALL = {"views": 2, "queries": 2}
 @pytest.fixture(autouse=True)
 def own_logger(monkeypatch):
     monkeypatch.setattr(log_module, "_LOGGERS", {})
-
-
-def built(opened, folder, separate=False, limits=None, **changes):
-    """A bundle with a stand-in's engines of every graph, as `geomag-edge build` leaves them."""
-    manifest = opened.manifest
-    (folder / PLACE).mkdir(parents=True)
-    for name in ("tokenizer.json", "psc_tokenizer.json"):
-        shutil.copy(opened.root / name, folder / name)
-    engines = {}
-    for graph, profiles in profiles_of(manifest).items():
-        record = opened.record(graph, "fp32")
-        most = {
-            "encoder": ("n", "views"),
-            "projector": ("n", "views"),
-            "mask_head": ("m", "queries"),
-        }
-        if limits and graph in most:
-            axis, name = most[graph]
-            profiles = [
-                dataclasses.replace(p, axes={**p.axes, axis: (*p.axes[axis][:2], limits[name])})
-                if p.axes[axis][2] > limits[name] else p
-                for p in profiles
-            ]  # fmt: skip
-        engines[graph] = [
-            write_engine(opened, folder, record, graph, group, i if separate else None)
-            for i, group in enumerate([[p] for p in profiles] if separate else [profiles])
-        ]
-    record = BuildRecord(
-        target="tensorrt-rtx", precision="fp32", flavour="tensorrt_rtx", version=VERSION,
-        built_on={"gpu": None, "sm": None}, loads_on_sm=["8.6", "8.7"], options={},
-        limits=limits_of(manifest), engines=engines,
-    )  # fmt: skip
-    record = dataclasses.replace(record, **changes)
-    (folder / PLACE / "build.json").write_text(json.dumps(record.to_json()))
-    stored = manifest.to_json()
-    stored["files"] = manifest.files | {
-        str(p.relative_to(folder)): sha256_of(p) for p in (folder / PLACE).iterdir()
-    }
-    (folder / "bundle.json").write_text(json.dumps(stored))
-    return Bundle.open(folder)
-
-
-def write_engine(opened, folder, record, graph, profiles, number):
-    file = f"{PLACE}/{graph}{'' if number is None else f'-{number}'}.engine"
-    said = {
-        "onnx": str(opened.graph(graph, "fp32")),
-        "axes": {p["name"]: p["axes"] for p in record["inputs"]},
-        "profiles": [{a: (low, high) for a, (low, _, high) in p.axes.items()} for p in profiles],
-    }
-    (folder / file).write_text(json.dumps(said))
-    return EngineFile(
-        file=file, sha256=sha256_of(folder / file), bytes=1, source={}, profiles=tuple(profiles),
-        shapes=tuple({} for _ in profiles), inputs=record["inputs"], outputs=record["outputs"],
-        memory={"weights_bytes": 1, "activation_bytes": [5000] * len(profiles), "from": "test"},
-        layer_precisions={}, warnings=[], build_s=0.0,
-    )  # fmt: skip
-
-
-def pipeline(bundle, engine):
-    coder = PromptCoder.load(
-        bundle.manifest.prompt, bundle.file("tokenizer.json"), bundle.file("psc_tokenizer.json")
-    )
-    return Pipeline(bundle, Chain(engine, bundle.manifest, coder))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +76,7 @@ def test_answers_are_those_of_onnx_runtime(
     device = make_device()
     engine = opened_on(built(opened, tmp_path, **HOWS[how]), device, make_tensorrt)
     prefix = "[SEG][SEG][SEG]"
-    with pipeline(engine.bundle, engine) as pipe:
+    with pipeline(engine) as pipe:
         for prompt in ("segment the ships", "where is the pier?", "segment the ships"):
             ours = pipe(picture, prompt, "pixel", 5, prefix)
             same(ours, reference(picture, prompt, "pixel", 5, prefix))
@@ -156,7 +90,7 @@ def test_recurring_shapes_are_replayed_and_the_growing_cache_is_not(
 ):
     device = make_device(integrated=integrated)
     engine = opened_on(engines, device, make_tensorrt)
-    with pipeline(engines, engine) as pipe:
+    with pipeline(engine) as pipe:
         for _ in range(4):
             ours = pipe(picture, "segment the ships", "pixel", 5, "[SEG]")
             same(ours, reference(picture, "segment the ships", "pixel", 5, "[SEG]"))
@@ -166,14 +100,14 @@ def test_recurring_shapes_are_replayed_and_the_growing_cache_is_not(
         }
     assert replayed.pop("llm") == 0
     assert all(replayed.values()), replayed
-    assert engine.flavour.module.contexts > len(replayed)  # one more for each recording
+    assert engine.flavour.module._contexts > len(replayed)  # one more for each recording
 
 
 def test_a_context_that_cannot_be_recorded_runs_plainly(
     engines, reference, device, make_tensorrt, picture
 ):
     engine = opened_on(engines, device, make_tensorrt, capturable=False)
-    with pipeline(engines, engine) as pipe:
+    with pipeline(engine) as pipe:
         for _ in range(3):
             ours = pipe(picture, "segment the ships", "image", 3, "[SEG]")
             same(ours, reference(picture, "segment the ships", "image", 3, "[SEG]"))
@@ -189,8 +123,8 @@ def test_compiled_kernels_are_kept_for_the_next_process(
         engine = opened_on(engines, device, make_tensorrt)
         session = engine.session("embed")
         session.run({"input_ids": np.zeros((1, 3), np.int64)})
-        [config] = engine.flavour.module.configs
-        given.append(config.cache.given)
+        [config] = engine.flavour.module._configs
+        given.append(config._cache._given)
         session.close()
     [file] = (tmp_path / "geomag-edge/kernels").iterdir()
     assert file.name.startswith(session._files[0].sha256[:32])
@@ -214,7 +148,7 @@ def test_shapes_that_tensorrt_wants_on_the_host_are_given_there(
     engines, reference, device, make_tensorrt, picture
 ):
     engine = opened_on(engines, device, make_tensorrt, on_host=["image_shape"])
-    with pipeline(engines, engine) as pipe:
+    with pipeline(engine) as pipe:
         for _ in range(3):
             ours = pipe(picture, "segment the ships", "region", 3)
             same(ours, reference(picture, "segment the ships", "region", 3))
@@ -222,7 +156,7 @@ def test_shapes_that_tensorrt_wants_on_the_host_are_given_there(
 
 
 def test_no_array_comes_to_the_host_between_stages(engines, device, make_tensorrt, picture):
-    with pipeline(engines, opened_on(engines, device, make_tensorrt)) as pipe:
+    with pipeline(opened_on(engines, device, make_tensorrt)) as pipe:
         result = pipe(picture, "segment the ships", "pixel", 6, "[SEG]")
     assert set(device.to_host_bytes) <= {
         "token", "mask_logits", "quality", "granularity", "boxes", "scores", "relevance",
@@ -403,8 +337,7 @@ def by_onnx_runtime(path, profile, feeds):
 
 def test_engines_run_by_another_hand_are_compared_graph_by_graph(opened, tmp_path):
     bundle = built(opened, tmp_path / "b")
-    for folder in ("onnx", "reference"):
-        shutil.copytree(opened.root / folder, tmp_path / "b" / folder)
+    shutil.copytree(opened.root / "onnx", tmp_path / "b" / "onnx")
     report = gpu_polygraphy.compared(bundle, "tensorrt-rtx", "fp32", by_onnx_runtime)
     assert report["ok"], report
     assert {"llm, decode", "encoder, whole"} <= set(report["relative_error"])
@@ -425,8 +358,7 @@ def test_polygraphy_has_the_names_that_are_used_and_says_when_it_cannot(opened, 
     assert "optimization_profile" in inspect.signature(trt.TrtRunner.__init__).parameters
     assert "serialized_engine" in inspect.signature(trt.EngineFromBytes.__init__).parameters
     bundle = built(opened, tmp_path / "b")
-    for folder in ("onnx", "reference"):
-        shutil.copytree(opened.root / folder, tmp_path / "b" / folder)
+    shutil.copytree(opened.root / "onnx", tmp_path / "b" / "onnx")
     report = gpu_polygraphy.in_a_process(bundle, "tensorrt-rtx", "fp32")  # no real engines
     assert not report["ok"]
     assert "\n" not in report["wrong"]

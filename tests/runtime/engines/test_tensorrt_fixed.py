@@ -2,7 +2,6 @@
 TensorRT for RTX, and the runtime that updates it in place, on the stand-in. None has run on a GPU.
 """
 
-import json
 import shutil
 
 import numpy as np
@@ -14,9 +13,7 @@ from hypothesis import strategies as st
 
 from geomag_edge.errors import EngineError
 from geomag_edge.graphs import TOLERANCES, past_names, present_names
-from geomag_edge.manifest import Bundle, sha256_of
-from geomag_edge.prompts import PromptCoder
-from geomag_edge.runtime.chain.chain import Chain
+from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.chain.pipeline import Pipeline
 from geomag_edge.runtime.engines.reference import FILES, load_reference
 from geomag_edge.runtime.engines.tensorrt import log as log_module
@@ -25,11 +22,12 @@ from geomag_edge.runtime.engines.tensorrt.bundle import build_bundle
 from geomag_edge.runtime.engines.tensorrt.engine import TensorRtEngine
 from geomag_edge.runtime.engines.tensorrt.fixed import check_target, fixed_cache, fixed_ports
 from geomag_edge.runtime.engines.tensorrt.profiles import limits_of, profiles_of
-from geomag_edge.runtime.engines.tensorrt.record import BuildRecord, EngineFile, load_record
+from geomag_edge.runtime.engines.tensorrt.record import BuildRecord, load_record
 from geomag_edge.runtime.planning.fit import fit_bundle
 from geomag_edge.runtime.proof.verify import verify
 from geomag_edge.targets import find_target
 from geomag_edge.targets.detect import Machine
+from tests.runtime.built import built, pipeline
 
 RTX = find_target("tensorrt-rtx")
 PLACE = "engines/tensorrt-rtx/fp32"
@@ -182,50 +180,7 @@ def own_logger(monkeypatch):
 @pytest.fixture(scope="module")
 def engines(opened, tmp_path_factory):
     """A bundle with the stand-in's engines of every graph, the LLM's with a fixed cache."""
-    folder = tmp_path_factory.mktemp("engines")
-    (folder / PLACE).mkdir(parents=True)
-    shutil.copytree(opened.root / "reference", folder / "reference")
-    for name in ("tokenizer.json", "psc_tokenizer.json"):
-        shutil.copy(opened.root / name, folder / name)
-    manifest, made = opened.manifest, {}
-    limits = limits_of(manifest)
-    layers = manifest.decoder.layers
-    for graph, profiles in profiles_of(manifest, cache="fixed").items():
-        record, source = opened.record(graph, "fp32"), opened.graph(graph, "fp32")
-        inputs, outputs, aliases = record["inputs"], record["outputs"], {}
-        if graph == "llm":
-            text = fixed_cache(source, limits.capacity)
-            for name in record["data"]:
-                shutil.copy(opened.root / name, folder)
-            source = folder / "llm.onnx"
-            source.write_bytes(text)
-            inputs, outputs = (fixed_ports(p, limits.capacity) for p in (inputs, outputs))
-            aliases = dict(zip(present_names(layers), past_names(layers), strict=True))
-        file = f"{PLACE}/{graph}.engine"
-        said = {
-            "onnx": str(source), "axes": {p["name"]: p["axes"] for p in inputs},
-            "profiles": [{a: (s[0], s[2]) for a, s in p.axes.items()} for p in profiles],
-            "aliases": aliases,
-        }  # fmt: skip
-        (folder / file).write_text(json.dumps(said))
-        made[graph] = [
-            EngineFile(
-                file=file, sha256=sha256_of(folder / file), bytes=1, source={},
-                profiles=tuple(profiles), shapes=tuple({} for _ in profiles), inputs=inputs,
-                outputs=outputs, memory=None, layer_precisions={}, warnings=[], build_s=0.0,
-            )
-        ]  # fmt: skip
-    record = BuildRecord(
-        target="tensorrt-rtx", precision="fp32", flavour="tensorrt_rtx", version="1.7.1.116",
-        built_on={}, loads_on_sm=["8.7"], options={"cache": "fixed"}, limits=limits, engines=made,
-    )  # fmt: skip
-    (folder / PLACE / "build.json").write_text(json.dumps(record.to_json()))
-    stored = manifest.to_json()
-    stored["files"] = manifest.files | {
-        str(p.relative_to(folder)): sha256_of(p) for p in (folder / PLACE).iterdir()
-    }
-    (folder / "bundle.json").write_text(json.dumps(stored))
-    return Bundle.open(folder)
+    return built(opened, tmp_path_factory.mktemp("engines"), cache="fixed")
 
 
 @pytest.fixture(scope="module")
@@ -242,14 +197,6 @@ def open_on(engines, make_tensorrt):
         return TensorRtEngine("tensorrt-rtx", engines, "fp32", device, make_tensorrt(device.driver))
 
     return make
-
-
-def pipeline(engine):
-    bundle = engine.bundle
-    coder = PromptCoder.load(
-        bundle.manifest.prompt, bundle.file("tokenizer.json"), bundle.file("psc_tokenizer.json")
-    )
-    return Pipeline(bundle, Chain(engine, bundle.manifest, coder))
 
 
 @pytest.mark.parametrize("integrated", [False, True])
