@@ -36,7 +36,9 @@ CORE = (
     "ObjectCode", "Program", "ProgramOptions", "Stream", "StreamOptions",
 )  # fmt: skip
 DRIVER = re.compile(r"cu(Ctx|Device|Driver|Event|Func|Graph|Launch|Mem|Module|Pointer|Stream)")
-DRIVER_ENUMS = ("CUdevice_attribute", "CUstreamCaptureMode", "CUstreamCaptureStatus")
+DRIVER_ENUMS = (
+    "CUdevice_attribute", "CUmemPool_attribute", "CUstreamCaptureMode", "CUstreamCaptureStatus",
+)  # fmt: skip
 
 UNDEFINED = (
     "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
