@@ -2,11 +2,10 @@
 
 Metadata and tool settings live in pyproject.toml. The CPU kernel is plain C++ behind a C ABI (no
 Python headers needed); it is optional: without a compiler the install goes on and
-`geomag_edge.cpp_ext` uses its numpy form. The CUDA kernel is compiled where nvcc is on PATH, and
-by NVRTC at first use elsewhere.
+`geomag_edge.cpp_ext` uses its numpy form. The CUDA kernel is compiled where nvcc is, on PATH or in
+the toolkit's folder, and by NVRTC at first use elsewhere.
 """
 
-import shutil
 import sys
 from glob import glob
 from importlib.util import module_from_spec, spec_from_file_location
@@ -22,14 +21,14 @@ class BuildKernels(build_ext):
     def run(self):
         """As `build_ext.run`; a CUDA toolkit that fails costs a warning, not the install."""
         super().run()
-        if shutil.which("nvcc") is None:
-            return
         root = Path(__file__).parent
         sys.path.insert(0, str(root))  # for the package's errors; the package itself needs numpy
         try:
             spec = spec_from_file_location("cuda_image", root / "cpp_ext" / "cuda_image.py")
             cuda_image = module_from_spec(spec)
             spec.loader.exec_module(cuda_image)
+            if cuda_image.find_tool("nvcc") is None:
+                return
             folder = Path(self.get_ext_fullpath(self.extensions[0].name)).parent
             folder.mkdir(parents=True, exist_ok=True)
             cuda_image.build_fatbin(folder)

@@ -1,6 +1,6 @@
 """The CUDA kernel's machine code: a fat binary made by nvcc ahead of time, or NVRTC at first use.
 
-`pip install` builds the fat binary where nvcc is on PATH;
+`pip install` builds the fat binary where nvcc is, on PATH or in the toolkit's usual folder;
 
     python -m geomag_edge.cpp_ext.cuda_image
 
@@ -14,9 +14,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-from geomag_edge.errors import KernelError, MissingExtraError
+from geomag_edge.errors import KernelError
 
 FOLDER = Path(__file__).parent
 SOURCES = FOLDER / "csrc"
@@ -24,6 +23,15 @@ SOURCES = FOLDER / "csrc"
 # Turing, Ampere (A100, GeForce, Orin), Ada, Hopper, Blackwell (datacenter, Thor, GeForce, Spark).
 # A compiler takes those it knows; code for the newest as PTX serves what comes after.
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 101, 110, 120, 121)
+
+
+TOOLKIT = Path("/usr/local/cuda/bin")
+"""Where the CUDA toolkit's programs are; a Jetson's system does not put it on PATH."""
+
+
+def find_tool(name: str) -> str | None:
+    """The path of a program of the CUDA toolkit: on PATH, or where the toolkit is installed."""
+    return shutil.which(name) or shutil.which(name, path=str(TOOLKIT))
 
 
 def nvcc_architectures(nvcc: str) -> list[int]:
@@ -62,7 +70,7 @@ def build_fatbin(folder: Path = FOLDER, nvcc: str | None = None) -> Path:
 
     Args:
         folder: where the fat binary goes; written whole or not at all.
-        nvcc: path of nvcc; None to look on PATH.
+        nvcc: path of nvcc; None to look for it.
 
     Returns:
         The fat binary's path.
@@ -70,9 +78,11 @@ def build_fatbin(folder: Path = FOLDER, nvcc: str | None = None) -> Path:
     Raises:
         KernelError: no nvcc, or it failed.
     """
-    nvcc = nvcc or shutil.which("nvcc")
+    nvcc = nvcc or find_tool("nvcc")
     if nvcc is None:
-        raise KernelError("nvcc is not on PATH; install the CUDA toolkit or rely on NVRTC")
+        raise KernelError(
+            f"nvcc is not on PATH nor in {TOOLKIT}; install the CUDA toolkit or rely on NVRTC"
+        )
     target = folder / fatbin_name(nvcc_major(nvcc))
     if target.is_file():
         return target
@@ -87,7 +97,7 @@ def build_fatbin(folder: Path = FOLDER, nvcc: str | None = None) -> Path:
 
 
 def compile_cubin(architecture: int) -> bytes:
-    """Compile the kernels to machine code with NVRTC; needs no GPU, driver or toolkit.
+    """The kernels' machine code by NVRTC, compiled once and kept; needs no GPU, driver or toolkit.
 
     Args:
         architecture: compute capability as a number, 87 for 8.7.
@@ -96,13 +106,15 @@ def compile_cubin(architecture: int) -> bytes:
         MissingExtraError: NVRTC is not installed.
         KernelError: NVRTC refused the architecture or the source.
     """
-    nvrtc = _nvrtc()
-    if nvrtc is None:
-        raise MissingExtraError(
-            "compiling the CUDA kernel needs NVRTC: pip install cuda-bindings nvidia-cuda-nvrtc "
-            "(nvidia-cuda-nvrtc-cu12 for a driver of CUDA 12)"
-        )
-    return _compile_with_nvrtc(nvrtc, f"sm_{architecture}")
+    from .nvrtc import cubin  # setup.py runs this file without the package
+
+    return cubin(*_translation_unit(), architecture)
+
+
+def _translation_unit() -> tuple[str, bytes, dict[str, bytes]]:
+    """The source's name, the source, and its headers, as NVRTC takes them."""
+    headers = {name: (SOURCES / name).read_bytes() for name in ("psc_block.h", "psc_core.h")}
+    return "psc_cuda.cu", (SOURCES / "psc_cuda.cu").read_bytes(), headers
 
 
 def _run_nvcc(command: list[str], target: Path) -> None:
@@ -113,45 +125,6 @@ def _run_nvcc(command: list[str], target: Path) -> None:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise KernelError(f"nvcc could not compile {source.name}: {lines[0]}")
-
-
-def _nvrtc() -> Any:
-    """NVRTC's bindings, or None where they or the library are missing."""
-    try:
-        from cuda.bindings import nvrtc
-
-        nvrtc.nvrtcVersion()
-    except Exception:  # without the library the bindings raise classes of their own
-        return None
-    return nvrtc
-
-
-def _compile_with_nvrtc(nvrtc: Any, architecture: str) -> bytes:
-    options = [f"--gpu-architecture={architecture}", "--std=c++17"]
-    headers = [SOURCES / "psc_block.h", SOURCES / "psc_core.h"]
-    status, program = nvrtc.nvrtcCreateProgram(
-        (SOURCES / "psc_cuda.cu").read_bytes(),
-        b"psc_cuda.cu",
-        len(headers),
-        [header.read_bytes() for header in headers],
-        [header.name.encode() for header in headers],
-    )
-    if int(status):
-        raise KernelError(f"NVRTC could not take the source: {status}")
-    (status,) = nvrtc.nvrtcCompileProgram(
-        program, len(options), [option.encode() for option in options]
-    )
-    if int(status):
-        _, length = nvrtc.nvrtcGetProgramLogSize(program)
-        log = b" " * length
-        nvrtc.nvrtcGetProgramLog(program, log)
-        lines = log.decode(errors="replace").strip(" \0\n").splitlines() or [str(status)]
-        raise KernelError(f"NVRTC could not compile for {architecture}: {lines[0]}")
-    _, length = nvrtc.nvrtcGetCUBINSize(program)
-    code = b" " * length
-    nvrtc.nvrtcGetCUBIN(program, code)
-    nvrtc.nvrtcDestroyProgram(program)
-    return code
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from geomag_edge.budgets import TokenBudget
 from geomag_edge.cores import threads_of
+from geomag_edge.disk.caches import cache_root
 from geomag_edge.errors import PromptError
 from geomag_edge.graphs import CHAIN, present_names
 from geomag_edge.machine import machine
@@ -29,7 +30,6 @@ from geomag_edge.runtime.chain.chain import Chain, Stopwatch
 from geomag_edge.runtime.chain.result import Result
 from geomag_edge.runtime.engines.auto.remembered import (
     FORMAT_VERSION,
-    cache_root,
     engines_of,
     recall,
     remember,

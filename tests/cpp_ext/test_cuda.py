@@ -80,7 +80,7 @@ def test_without_a_gpu_the_launcher_says_so_in_one_line(scene, mean_std):
 
 
 def test_without_nvcc_the_build_says_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
     with pytest.raises(KernelError, match=r"nvcc is not on PATH.*NVRTC"):
         cuda_image.build_fatbin(tmp_path)
     assert not list(tmp_path.iterdir())

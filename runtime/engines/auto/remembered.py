@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from geomag_edge.cores import threads_of
+from geomag_edge.disk.caches import cache_root
 from geomag_edge.disk.staging import staged_file
 from geomag_edge.disk.stored import read_json
 from geomag_edge.errors import BundleError
@@ -32,22 +31,6 @@ PACKAGES = (
     "nvidia-cuda-nvrtc-cu12",
 )  # fmt: skip
 """Whose versions decide how fast a graph runs."""
-
-
-def cache_root() -> Path | None:
-    """The user's cache folder of this program, by the platform's own convention; None where the
-    user has none, as in a container whose user has no name and no home."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(given):  # the convention says that others are not to be heeded
-        return Path(given) / "geomag-edge"
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "geomag-edge"
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return None
-    parts = {"win32": "AppData/Local", "darwin": "Library/Caches"}
-    return home / parts.get(sys.platform, ".cache") / "geomag-edge"
 
 
 def cache_folder() -> Path | None:

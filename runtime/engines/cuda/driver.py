@@ -258,19 +258,11 @@ class CudaDriver:
             raise refused(f"launching {kernel}", first_line(e)) from e
 
     def _compiled(self) -> Any:
-        from geomag_edge.runtime.engines.cuda.kernels import source
+        from geomag_edge.runtime.engines.cuda.kernels import compiled
 
         if self._module is None:
             major, minor = self.capability
-            options = self._core.ProgramOptions(std="c++17", arch=f"sm_{major}{minor}")
-            try:
-                program = self._core.Program(source(), "c++", options)
-                self._module = program.compile("cubin")
-            except Exception as e:
-                raise MissingExtraError(
-                    f"cannot compile the runtime's CUDA kernels: {first_line(e)}; they need "
-                    "NVRTC: pip install nvidia-cuda-nvrtc (nvidia-cuda-nvrtc-cu12 for CUDA 12)"
-                ) from e
+            self._module = self._core.ObjectCode.from_cubin(compiled(10 * major + minor))
         return self._module
 
     def crop(

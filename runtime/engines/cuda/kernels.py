@@ -5,6 +5,8 @@ float16 is converted by PTX, so that no header of CUDA's own is needed to compil
 
 from __future__ import annotations
 
+from geomag_edge.cpp_ext.nvrtc import cubin
+
 THREADS = 256
 
 SOURCE = r"""
@@ -88,3 +90,16 @@ PREAMBLE = f"#define THREADS {THREADS}\n#define INFINITY_F __int_as_float(0x7f80
 def source() -> str:
     """The translation unit for NVRTC or nvcc."""
     return PREAMBLE + SOURCE
+
+
+def compiled(architecture: int) -> bytes:
+    """The kernels' machine code, compiled once and kept.
+
+    Args:
+        architecture: compute capability as a number, 87 for 8.7.
+
+    Raises:
+        MissingExtraError: NVRTC is not installed.
+        KernelError: NVRTC refused the architecture.
+    """
+    return cubin("kernels.cu", source().encode(), {}, architecture)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from geomag_edge.disk.amend import Amendment, amended
+from geomag_edge.disk.caches import cache_root
 from geomag_edge.errors import EngineError, InputError, OutputError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Bundle, Manifest, sha256_of
-from geomag_edge.runtime.engines.auto.remembered import cache_root
 from geomag_edge.runtime.engines.tensorrt.build import BuildOptions, OnPhase, build_engine
 from geomag_edge.runtime.engines.tensorrt.fixed import check_target, fixed_cache, fixed_ports
 from geomag_edge.runtime.engines.tensorrt.flavour import Flavour, flavour_for
