@@ -9,6 +9,15 @@
 // and one for the next, so every row is read once. A finished row of sums goes to shared memory,
 // where one thread an output column sums its taps across. Wide tiles repeat that chunk by chunk
 // and add up, so neither the image's size nor the filter's is limited.
+//
+// Occupancy, by ptxas of CUDA 13.0 and the rules of its cuda_occupancy.h (computed, not measured).
+// A block takes 32,544 bytes of shared memory and, a thread, 117 (sm_75) to 128 registers, 138 on
+// sm_120, without spills. So a multiprocessor holds 2 blocks on sm_75, 3 on sm_86, sm_89 and sm_120
+// (shared memory is the limit) and 4 on sm_80, sm_87, sm_90 and sm_100 (registers are); with 33,088
+// bytes it was 1 on sm_75 and 2 on sm_86, sm_89 and sm_120. Each block has 8 KB of loads in flight
+// (AHEAD rows of CHUNK_BYTES), 1.4 MB on an L4 of 58 multiprocessors. At its 300 GB/s a latency of
+// 1 us needs 0.3 MB, so what is in flight should not be what holds its memory back; a fourth block
+// would need a tile of fewer rows, in which neighbours read more rows twice.
 #ifndef GEOMAG_EDGE_PSC_BLOCK_H
 #define GEOMAG_EDGE_PSC_BLOCK_H
 
@@ -28,7 +37,8 @@ enum {
   CHUNK_BYTES = BLOCK_THREADS * THREAD_BYTES,
   TILE_ROWS = 8,
   TILE_COLUMNS = BLOCK_THREADS,  // at most; one thread an output column
-  AHEAD = 4                      // rows whose loads are in flight at once
+  AHEAD = 4,                     // rows whose loads are in flight at once
+  SHARED_BYTES = 32768           // at most, see above
 };
 
 // The launch's arguments. Interleaved images have `pixel` 3 or 4 and `channel` 1 or -1; planar ones
@@ -44,23 +54,64 @@ struct Launch {
   void* out;               // [K, 3, size, size]
 };
 
+// Taps of N output pixels, part by part: as `Taps` each would be padded from 28 to 32 bytes.
+template <int N>
+struct TapsList {
+  i64 begin[N], end[N];
+  float offset[N], slope[N], gain[N];
+
+  PSC_FN Taps at(i64 i) const {
+    Taps taps = {begin[i], end[i], offset[i], slope[i], gain[i]};
+    return taps;
+  }
+  PSC_FN void put(i64 i, const Taps& taps) {
+    begin[i] = taps.begin;
+    end[i] = taps.end;
+    offset[i] = taps.offset;
+    slope[i] = taps.slope;
+    gain[i] = taps.gain;
+  }
+};
+
 // What a block shares.
 struct Shared {
   alignas(16) float sums[2][CHUNK_BYTES];        // one row of column sums, double-buffered
   float total[TILE_ROWS][3][TILE_COLUMNS];       // the tile, summed over chunks
-  Taps down[TILE_ROWS + 2];                      // taps of the tile's rows, one before, one after
-  Taps across[TILE_COLUMNS];
+  TapsList<TILE_ROWS + 2> down;                  // taps of the tile's rows, one before, one after
+  TapsList<TILE_COLUMNS> across;
 };
+static_assert(sizeof(Shared) <= SHARED_BYTES, "fewer blocks would fit a multiprocessor");
 
 struct Bytes16 {
   u32 words[4];
 };
 
+// The word at an aligned address, least byte first.
+PSC_FN u32 load_word(const u8* at) {
+#ifdef __CUDA_ARCH__
+  return __ldg((const u32*)at);
+#else
+  return (u32)at[0] | (u32)at[1] << 8 | (u32)at[2] << 16 | (u32)at[3] << 24;
+#endif
+}
+
+// The word that begins `shift` bits (0, 8, 16, 24) into `low` and goes on in `high`.
+PSC_FN u32 joined(u32 low, u32 high, u32 shift) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_r(low, high, shift);
+#else
+  return shift ? low >> shift | high << (32u - shift) : low;
+#endif
+}
+
 // 16 bytes at `at`. Vector loads where the address allows, words and a shift otherwise; single
-// bytes where the 16 stick out of [first, last), the bytes of the image's row.
+// bytes where these would reach out of [first, last), the bytes of the image's row: a last row may
+// end where the memory does.
 PSC_FN Bytes16 load16(const u8* at, const u8* first, const u8* last) {
   Bytes16 bytes;
-  if (at < first || at + 16 > last) {
+  const u32 ahead = (u32)((unsigned long long)at & 3ull);
+  const u8* aligned = at - ahead;
+  if (aligned < first || aligned + (ahead ? 20 : 16) > last) {
     for (int w = 0; w < 4; ++w) {
       u32 word = 0;
       for (int b = 0; b < 4; ++b) {
@@ -72,28 +123,18 @@ PSC_FN Bytes16 load16(const u8* at, const u8* first, const u8* last) {
     return bytes;
   }
 #ifdef __CUDA_ARCH__
-  const unsigned long long address = (unsigned long long)at;
-  if (address % 16 == 0) {
+  if ((unsigned long long)at % 16 == 0) {
     const uint4 v = __ldg((const uint4*)at);
     bytes.words[0] = v.x; bytes.words[1] = v.y; bytes.words[2] = v.z; bytes.words[3] = v.w;
     return bytes;
   }
-  // Aligned words around the bytes hold no byte of another 4-byte granule, so none is out of
-  // reach; the fifth is needed only when the bytes are not word-aligned.
-  const u32* aligned = (const u32*)(address & ~3ull);
-  const u32 shift = 8u * (u32)(address & 3ull);
-  u32 low = __ldg(aligned);
+#endif
+  u32 low = load_word(aligned);
   for (int w = 0; w < 4; ++w) {
-    const u32 high = w < 3 || shift ? __ldg(aligned + w + 1) : 0u;
-    bytes.words[w] = __funnelshift_r(low, high, shift);
+    const u32 high = w < 3 || ahead ? load_word(aligned + 4 * w + 4) : 0u;
+    bytes.words[w] = joined(low, high, 8u * ahead);
     low = high;
   }
-#else
-  for (int w = 0; w < 4; ++w) {
-    bytes.words[w] = (u32)at[4 * w] | (u32)at[4 * w + 1] << 8 | (u32)at[4 * w + 2] << 16 |
-                     (u32)at[4 * w + 3] << 24;
-  }
-#endif
   return bytes;
 }
 
@@ -151,14 +192,14 @@ PSC_FN void crop_tile(const Launch& launch, const Team& team, Shared& shared) {
 
   // Double precision is slow on most GPUs: each tap is computed once, by one thread.
   const bool mine = !empty && my_column >= column_begin && my_column < column_end;
-  if (mine) shared.across[thread] = taps_at(x, centre(x, my_column));
+  if (mine) shared.across.put(thread, taps_at(x, centre(x, my_column)));
   if (!empty && thread < TILE_ROWS + 2) {
     const i64 s = first_row - 1 + thread;
     if (s >= 0 && s < size && inside(y, centre(y, s))) {
-      shared.down[thread] = taps_at(y, centre(y, s));
+      shared.down.put(thread, taps_at(y, centre(y, s)));
     } else {
       Taps none = {0, 0, 0.0f, 0.0f, 0.0f};  // weighs nothing anywhere
-      shared.down[thread] = none;
+      shared.down.put(thread, none);
     }
   }
   for (i64 i = thread; i < TILE_ROWS * 3 * TILE_COLUMNS; i += BLOCK_THREADS) {
@@ -169,10 +210,10 @@ PSC_FN void crop_tile(const Launch& launch, const Team& team, Shared& shared) {
   if (!empty) {
     const bool planar = launch.pixel == 1;
     const i64 pitch = launch.pixel;
-    const i64 pixel_begin = shared.across[column_begin - first_column].begin;
-    const i64 pixel_end = shared.across[column_end - 1 - first_column].end;
+    const i64 pixel_begin = shared.across.begin[column_begin - first_column];
+    const i64 pixel_end = shared.across.end[column_end - 1 - first_column];
     const bool pair = y.scale >= 1.0;
-    const auto row_taps = [&](i64 s) -> const Taps& { return shared.down[s - first_row + 1]; };
+    const auto row_taps = [&](i64 s) -> Taps { return shared.down.at(s - first_row + 1); };
     int buffer = 0;
 
     for (int plane = 0; plane < (planar ? 3 : 1); ++plane) {
@@ -230,7 +271,7 @@ PSC_UNROLL
             if (mine) {
               // Taps of my column that lie in this chunk; a pixel may straddle two chunks, so the
               // test is by byte.
-              const Taps taps = shared.across[thread];
+              const Taps taps = shared.across.at(thread);
               for (int c = planar ? plane : 0; c < (planar ? plane + 1 : 3); ++c) {
                 const i64 lane = planar ? 0 : (launch.channel < 0 ? 2 - c : c);
                 const i64 origin = taps.begin * pitch + lane - chunk;  // byte of tap 0 in the chunk

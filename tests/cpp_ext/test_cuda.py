@@ -96,7 +96,7 @@ def test_the_machine_code_has_every_kernel():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason=NO_NVCC)
+@pytest.mark.skipif(cuda_image.find_tool("nvcc") is None, reason=NO_NVCC)
 def test_nvcc_compiles_every_architecture_into_one_file(tmp_path):
     target = cuda_image.build_fatbin(tmp_path)
     assert {75, 80, 86, 87, 89, 90} <= set(cuda_image.nvcc_architectures("nvcc"))
@@ -124,6 +124,39 @@ def test_a_fat_binary_of_other_sources_is_not_loaded(monkeypatch, tmp_path):
         file.write("// changed")
     monkeypatch.setattr(cuda_image, "SOURCES", changed)
     assert cuda_image.find_fatbin(13, tmp_path) is None
+
+
+# Of a multiprocessor: shared memory, and what each block takes beyond its own (CUDA's programming
+# guide, technical specifications by compute capability); blocks that psc_block.h says it holds.
+MULTIPROCESSORS = {
+    75: (64, 0, 2), 80: (164, 1, 4), 86: (100, 1, 3), 87: (164, 1, 4), 89: (100, 1, 3),
+    90: (228, 1, 4), 120: (100, 1, 3),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(cuda_image.find_tool("nvcc") is None, reason=NO_NVCC)
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(a, marks=() if a == 89 else pytest.mark.slow)
+                     for a in MULTIPROCESSORS],
+)  # fmt: skip
+def test_a_multiprocessor_holds_as_many_blocks_as_the_header_says(architecture, tmp_path):
+    nvcc = cuda_image.find_tool("nvcc")
+    if architecture not in cuda_image.nvcc_architectures(nvcc):
+        pytest.skip(f"this nvcc does not know sm_{architecture}")
+    flags = ["-std=c++17", "-O3", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v"]
+    done = subprocess.run(
+        [nvcc, *flags, str(CSRC / "psc_cuda.cu"), "-o", str(tmp_path / "psc.cubin")],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert not re.search(r"[1-9]\d* bytes spill", done.stderr)
+    registers = max(int(n) for n in re.findall(r"Used (\d+) registers", done.stderr))
+    shared = max(int(n) for n in re.findall(r"(\d+) bytes smem", done.stderr))
+    shared_kb, reserved_kb, blocks = MULTIPROCESSORS[architecture]
+    # Memory is given in pieces of 128 bytes, registers in pieces of 256 a warp of 32 threads.
+    by_shared = shared_kb * 1024 // (-(-shared // 128) * 128 + reserved_kb * 1024)
+    warp = -(-registers * 32 // 256) * 256
+    by_registers = 4 * (65536 // 4 // warp) // (layout.BLOCK_THREADS // 32)
+    assert min(by_shared, by_registers) == blocks
 
 
 @pytest.mark.skipif(not gpu_present(), reason="needs a GPU")

@@ -1,4 +1,4 @@
-"""The CPU kernel under sanitizers, another compiler, and another processor's instructions."""
+"""The CPU kernel, and the CUDA kernel's body, under sanitizers, another compiler, and another processor's instructions."""
 
 import os
 import shutil
@@ -38,3 +38,15 @@ def test_the_kernel_is_right_and_clean_everywhere(way, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
+
+
+def test_the_cuda_kernels_body_reads_no_byte_beside_the_image(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ here")
+    source = Path(__file__).with_name("check_block.cpp")
+    program = tmp_path / "check"
+    flags = ["-std=c++20", "-O1", "-g", "-pthread", f"-I{CSRC}", "-fsanitize=address,undefined"]
+    subprocess.run(["g++", *flags, str(source), "-o", str(program)], check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "264 images\n"
