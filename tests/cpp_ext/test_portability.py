@@ -1,4 +1,5 @@
-"""The CPU kernel, and the CUDA kernel's body, under sanitizers, another compiler, and another processor's instructions."""
+"""The CPU kernel under sanitizers, another compiler, and another processor's instructions; the CUDA
+kernel's body under a sanitizer."""
 
 import os
 import shutil
