@@ -10,8 +10,19 @@ from typing import Any
 
 from geomag_edge.disk.staging import write_whole
 
-RESULTS = Path(__file__).parent / "results"
-"""Where results are committed."""
+
+def results_of(folder: Path) -> Path:
+    """Where results go unless it is said: in a checkout where they are committed, of an installed
+    package into the folder that it is called from, since its own is no place for results.
+
+    Args:
+        folder: this module's.
+    """
+    checkout = (folder.parent / "pyproject.toml").is_file()
+    return folder / "results" if checkout else Path("geomag_edge_results")
+
+
+RESULTS = results_of(Path(__file__).parent)
 
 
 def publish(report: dict[str, Any], page: str | None, folder: Path, name: str) -> None:

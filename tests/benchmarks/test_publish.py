@@ -1,6 +1,7 @@
 """What every benchmark's script shares: its arguments, its page, and its files."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from geomag_edge.benchmarks.publish import (
     interval,
     page_of,
     publish,
+    results_of,
     stage_table,
     table_of,
 )
@@ -48,3 +50,19 @@ def test_a_result_without_a_page_is_a_json_alone(tmp_path, capsys):
     assert (tmp_path / "new" / "speed.md").read_text() == "# Page\n"
     said = capsys.readouterr().out.splitlines()
     assert [json.loads(line) for line in said] == [{"ms": 1}, {"ms": 2}]
+
+
+def test_a_checkouts_results_are_committed():
+    root = Path(__file__).parents[2]
+    assert RESULTS.resolve() == (root / "benchmarks" / "results").resolve()
+
+
+def test_an_installed_package_is_not_written_into(tmp_path, monkeypatch, capsys):
+    installed = tmp_path / "site-packages" / "geomag_edge" / "benchmarks"
+    (installed / "results").mkdir(parents=True)  # as an earlier version left it
+    folder = results_of(installed)
+    assert not folder.is_absolute()
+    monkeypatch.chdir(tmp_path)
+    publish({"x": 1}, None, folder, "name")
+    assert (tmp_path / "geomag_edge_results" / "name.json").is_file()
+    assert list(installed.rglob("*.json")) == []
