@@ -1,326 +1,199 @@
-"""Everything that an NVIDIA GPU can be asked here, in one command.
+"""First aid for a machine with an NVIDIA GPU: everything that it can be asked here, in one command,
+whose two files are what to send to somebody who has no such machine.
 
-    python -m geomag_edge.benchmarks.gpu_check BUNDLE [--precision fp32] [--rounds 20]
+    python -m geomag_edge.benchmarks.gpu_check [BUNDLE] [--precision fp32] [-o DIR]
 
-Parts, each of which runs if it can and else is recorded with the reason why not:
+Each step runs in a process of its own, for at most `--limit` seconds (a build six times that), so
+one that crashes or hangs does not stop the rest:
 
-- PscCrop on the GPU against its numpy twin and the CPU kernel, under compute-sanitizer where that
-  is installed, and its speed on the case of 16 windows: bytes touched a second, beside the
-  device's own copies within its memory, and torch on the same GPU;
-- for `ort-cuda`, `tensorrt` and `tensorrt-rtx`: every graph on the bundle's reference inputs, the
-  chain's answers beside those of `ort-cpu`, what was copied to the host, how many calls CUDA graphs
-  replayed, and each stage's time, which for engines is also stored in their build.json, beside the
-  fit check's prediction;
-- the same engines once more, loaded and run by Polygraphy (if installed) instead of our runtime;
+- the machine: GPU, driver, CUDA, TensorRT, JetPack, power mode, clocks, memory, versions;
+- the driver, memory, the kernels' compiler, the small kernels beside numpy;
+- PscCrop beside its numpy twin and the CPU kernel, under compute-sanitizer where that is installed,
+  and its speed: bytes touched a second, beside the device's own copies, and torch on the same GPU;
+- for `tensorrt` and `tensorrt-rtx`: every graph's build, into the bundle, if it has no engines of
+  this TensorRT yet; for these and `ort-cuda`: every graph on the bundle's reference inputs beside
+  ONNX Runtime on the CPU, and once more by Polygraphy (if installed) instead of our runtime; the
+  chain's answers beside those of `ort-cpu`; how many calls CUDA graphs replayed; each stage's time,
+  which for engines is also stored in their build.json, beside the fit check's prediction;
 - one decode step of the bundle's language model in torch on the same GPU, eager and compiled.
 
-What bounds them: PscCrop and a decode step move bytes (pixels and views; weights and cache) and
-little else, so the device's memory is their floor.
+Without a bundle only the steps before the engines run. What bounds the times: PscCrop and a decode
+step move bytes (pixels and views; weights and cache) and little else, so the device's memory is
+their floor.
 
-Exit code 0: nothing that ran was wrong; 1: something was; 2: there is no GPU, or bad usage. The
-result is a dated JSON, also printed as the last line of stdout.
+`gpu_check_GPU_DAY.json` and `.txt` are written after every step, so that they also tell of a
+machine that went down; the text, which begins with what to do next, is printed at the end. Exit
+code 0: nothing that ran was wrong; 1: something was; 2: no GPU that could be used, or bad usage.
 """
 
 from __future__ import annotations
 
-import platform
-import shutil
-import subprocess
+import argparse
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
-
-from geomag_edge.benchmarks.arguments import parser_of
-from geomag_edge.benchmarks.gpu.outside import in_a_process
-from geomag_edge.benchmarks.machine import versions
-from geomag_edge.benchmarks.publish import publish
-from geomag_edge.benchmarks.timing import stage_medians
-from geomag_edge.errors import GeoMagError
-from geomag_edge.graphs import TOLERANCES, Tolerance
+from geomag_edge.benchmarks.gpu.child import Result, in_a_process
+from geomag_edge.benchmarks.gpu.page import page_of, said, word
+from geomag_edge.benchmarks.gpu.steps import BUNDLE, Settings, Step, steps_of
+from geomag_edge.disk.staging import write_whole
+from geomag_edge.errors import GeoMagError, OutputError
 from geomag_edge.manifest import Bundle
-from geomag_edge.runtime.answers.masks import mask_iou
-from geomag_edge.runtime.chain.pipeline import Pipeline
-from geomag_edge.runtime.chain.result import Result
-from geomag_edge.runtime.engines.cuda.device import Device
-from geomag_edge.runtime.engines.cuda.driver import CudaDriver
-from geomag_edge.runtime.engines.cuda.refusals import first_line
-from geomag_edge.runtime.engines.engine import GPU_ENGINES
-from geomag_edge.runtime.engines.reference import Sample, reference_of
-from geomag_edge.runtime.engines.tensorrt.bundle import store_measured
-from geomag_edge.runtime.engines.tensorrt.engine import FLAVOURS
-from geomag_edge.runtime.engines.tensorrt.record import RECORD
-from geomag_edge.runtime.proof.verify import verify
-from geomag_edge.targets.detect import look_around
 
-PACKAGES = (
-    "geomag-edge", "numpy", "onnxruntime-gpu", "onnxruntime", "cuda-core", "cuda-bindings",
-    "tensorrt", "tensorrt-rtx-cu13", "torch",
-)  # fmt: skip
-TO_HOST = frozenset(
-    {"token", "mask_logits", "quality", "granularity", "relevance", "boxes", "scores"}
-)
-"""What may come to the host: token ids, final masks, and PSC's answer, by which the host chooses
-the budget and the crops."""
-
-Part = Callable[[], dict[str, Any]]
+Runner = Callable[[str, Step, Settings], Result]
+NEEDED = ("driver", "memory")
+"""Without these there is no GPU to speak of."""
+NOT_HERE = "not possible here: "
 
 
-def main() -> int:
-    """Parses, runs every part, writes the result; the exit code."""
-    parser = parser_of(__doc__, precision="fp32", rounds=20)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--checkpoint", type=Path, help="the bundle's checkpoint, for torch")
-    args = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    """Parses, runs every step, writes and prints the page; the exit code."""
+    args = _parsed(argv)
+    settings = Settings(
+        None if args.bundle is None else str(args.bundle.resolve()),
+        args.precision,
+        args.rounds,
+        None if args.checkpoint is None else str(args.checkpoint.resolve()),
+    )
+    given = sys.argv[1:] if argv is None else argv
+    command = " ".join(["python -m geomag_edge.benchmarks.gpu_check", *given])
+    file = None
+
+    def run(name: str, step: Step, settings: Settings) -> Result:
+        return in_a_process(name, asdict(settings), step.limits * args.limit)
+
+    def keep(report: dict[str, Any]) -> None:
+        nonlocal file
+        if "driver" in report["steps"]:
+            file = args.output / _name_of(report)
+            write(report, file)
+
     try:
-        device = Device(CudaDriver())
-        bundle = Bundle.open(args.bundle)
+        if args.bundle is not None:
+            Bundle.open(args.bundle)
+        _make(args.output)
+        report = check(settings, command, run, keep)
     except GeoMagError as e:
         print(f"gpu_check: {e}", file=sys.stderr)
         return 2
-    report = check(bundle, args.precision, args.rounds, device, args.checkpoint)
-    report["command"] = "python -m geomag_edge.benchmarks.gpu_check " + " ".join(sys.argv[1:])
-    day = report["when"][:10]
-    slug = "".join(c if c.isalnum() else "-" for c in report["machine"]["gpu"].lower())
-    name = f"gpu_check_{slug}_{day}"
-    publish(report, None, args.results, name)
-    print(f"wrote {args.results / name}.json", file=sys.stderr)
-    return 0 if report["ok"] else 1
+    print(page_of(report, advice_of(settings)))
+    print(f"wrote {file}.txt and .json", file=sys.stderr)
+    return 2 if not report["usable"] else 0 if report["ok"] else 1
+
+
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m geomag_edge.benchmarks.gpu_check",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, nargs="?", help="a folder that export made")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--checkpoint", type=Path, help="the bundle's checkpoint, for torch")
+    parser.add_argument("--limit", type=float, default=600, help="seconds a step (default: 600)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path(), metavar="DIR",
+        help="where the two files go (default: here)",
+    )  # fmt: skip
+    return parser.parse_args(argv)
 
 
 def check(
-    bundle: Bundle, precision: str, rounds: int, device: Device, checkpoint: Path | None = None
+    settings: Settings,
+    command: str,
+    run: Runner,
+    keep: Callable[[dict[str, Any]], None] = lambda report: None,
 ) -> dict[str, Any]:
-    """Every part on one device, as the report that is written."""
-    from geomag_edge.benchmarks.gpu import psc_crop as psc
+    """Every step, as the report that is written.
 
-    parts: dict[str, Part] = {
-        "psc_crop, exactness": lambda: psc.exactness(device),
-        "psc_crop, compute-sanitizer": sanitized,
-        "psc_crop, speed": lambda: psc.speed(device, rounds),
-        "psc_crop, torch on this GPU": lambda: psc.torch_speed(rounds),
-    }
-    for engine in GPU_ENGINES:
-        parts[f"chain, {engine}"] = _chain_part(bundle, engine, precision, rounds)
-        if engine in FLAVOURS:
-            parts[f"polygraphy, {engine}"] = _witness_part(bundle, engine, precision)
-    parts["decode step, torch on this GPU"] = lambda: torch_decode(bundle, checkpoint, rounds)
-    done = {}
-    for name, part in parts.items():
-        done[name] = ran(part)
-        print(f"{name}: {_said(done[name])}", file=sys.stderr)
-    return {
+    Args:
+        settings: what to check.
+        command: for the report.
+        run: does a step.
+        keep: is called with the report before and after each step; Ctrl-C ends the steps, and the
+            report says at which one.
+    """
+    report: dict[str, Any] = {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(device),
-        "bundle": {"untrained": bundle.manifest.untrained, "precision": precision},
-        "parts": done,
-        "ok": not any(p["ran"] and not p["ok"] for p in done.values()),
+        "command": command,
+        "settings": asdict(settings),
+        "steps": {},
+        "usable": False,
+        "ok": False,
+        "running": None,
     }
-
-
-def ran(part: Part) -> dict[str, Any]:
-    """A part's result with `ran` and `ok`; one that cannot run gives its reason instead."""
+    done: dict[str, Result] = report["steps"]
+    steps = steps_of(settings)
     try:
-        result = part()
-    except (GeoMagError, ImportError) as e:
-        return {"ran": False, "reason": first_line(e)}
-    except Exception as e:  # a crash is a wrong result, and must not hide the other parts
-        return {"ran": True, "ok": False, "error": f"{type(e).__name__}: {first_line(e)}"}
-    return {"ran": True, "ok": bool(result.pop("ok", True)), **result}
-
-
-def _said(part: dict[str, Any]) -> str:
-    if not part["ran"]:
-        return f"not run: {part['reason']}"
-    return "ok" if part["ok"] else f"WRONG: {part.get('error') or part.get('wrong')}"
-
-
-def machine(device: Device) -> dict[str, Any]:
-    """The device and what runs on it."""
-    driver = device.driver
-    smi = shutil.which("nvidia-smi")
-    said = None
-    if smi is not None:
-        asked = [smi, "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv"]
-        said = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
-    return {
-        "gpu": driver.name,
-        "compute_capability": f"{driver.capability[0]}.{driver.capability[1]}",
-        "integrated": driver.integrated,
-        "cuda_of_driver": driver.version,
-        "driver_and_limits": said,
-        "free_bytes": driver.free_bytes(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions(PACKAGES),
-    }
-
-
-def sanitized() -> dict[str, Any]:
-    """PscCrop's exactness check in a process of its own, under compute-sanitizer's memcheck."""
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        raise ImportError("compute-sanitizer is not on PATH: it comes with the CUDA toolkit")
-    script = "from geomag_edge.benchmarks.gpu.psc_crop import alone; alone()"
-    done = subprocess.run(
-        [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=900,
+        for name, step in steps.items():
+            report["running"] = name
+            keep(report)
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            done[name] = blocked(step, settings, done) or run(name, step, settings)
+            told = "" if "blocked" in done[name] else f": {said(done[name])}"
+            print(f"  {word(done[name])}{told}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        pass
+    else:
+        report["running"] = None
+    report["usable"] = all(done.get(name, {}).get("ok", False) for name in NEEDED)
+    report["ok"] = report["running"] is None and not any(
+        step["ran"] and not step["ok"] for step in done.values()
     )
-    last = (done.stdout.strip().splitlines() or [""])[-1]
-    return {"ok": done.returncode == 0, "wrong": last, "said": last}
+    keep(report)
+    return report
 
 
-def _chain_part(bundle: Bundle, engine: str, precision: str, rounds: int) -> Part:
-    return lambda: chain(bundle, engine, precision, rounds)
+def blocked(step: Step, settings: Settings, done: dict[str, Result]) -> Result | None:
+    """Why a step cannot run after what came of those that it needs, or None."""
+    for need in step.needs:
+        if need == BUNDLE:
+            if settings.bundle is None:
+                reason = "no bundle was given: name one to check its engines, too"
+                return {"ran": False, "reason": f"{NOT_HERE}{reason}", "blocked": need}
+            continue
+        result = done[need]
+        if not result["ran"]:
+            reason = result["reason"].removeprefix(NOT_HERE)
+            return {"ran": False, "reason": f"{NOT_HERE}{reason}", "blocked": need}
+        if not result["ok"]:
+            return {"ran": False, "reason": f"needs '{need}', which is wrong", "blocked": need}
+    return None
 
 
-def _witness_part(bundle: Bundle, engine: str, precision: str) -> Part:
-    return lambda: in_a_process(bundle, engine, precision)
+def write(report: dict[str, Any], file: Path) -> None:
+    """FILE.json and FILE.txt, whole or not at all.
+
+    Raises:
+        OutputError: cannot be written.
+    """
+    settings = Settings(**report["settings"])
+    text = json.dumps(report, indent=1) + "\n"
+    write_whole(file.with_name(f"{file.name}.json"), text)
+    write_whole(file.with_name(f"{file.name}.txt"), page_of(report, advice_of(settings)))
 
 
-def chain(bundle: Bundle, engine: str, precision: str, rounds: int) -> dict[str, Any]:
-    """An engine's graphs, answers, copies, replays and times, beside `ort-cpu`'s."""
-    samples = reference_of(bundle)
-    tolerance = TOLERANCES.get(precision, TOLERANCES["fp16"])
-    with Pipeline.load(bundle, engine, precision) as ours:
-        opened: Any = ours.chain.engine
-        report = verify(ours.chain, samples, tolerance)
-        with Pipeline.load(bundle, "ort-cpu", precision) as theirs:
-            answers = [_compare(ours, theirs, sample, tolerance) for sample in samples]
-        sample = max(samples, key=lambda s: len(s.crop_boxes))
-        for _ in range(3):  # compiles, records
-            _ask(ours, sample)
-        opened.device.to_host_bytes.clear()
-        runs = [_ask(ours, sample) for _ in range(rounds)]
-        copied = {name: n // rounds for name, n in opened.device.to_host_bytes.items()}
-        replayed = {
-            graph: sum(r.replayed for r in getattr(session, "_replays", {}).values())
-            for graph, session in ours.chain.sessions.items()
-        }
-        by_budget = {s.budget: _stages_ms(ours, s, rounds) for s in samples}
-        stored = _store(bundle, opened, by_budget)
-    wrong = [a["wrong"] for a in answers if a["wrong"]]
-    if not report.ok:
-        wrong.append(str(report.first_drift))
-    if beyond := copied.keys() - TO_HOST:
-        wrong.append(f"copied to the host between stages: {', '.join(sorted(beyond))}")
-    stages = stage_medians([r.timings_ms for r in runs])
-    steps = max(1, runs[0].decode_steps)
-    return {
-        "ok": not wrong,
-        "wrong": wrong[0] if wrong else None,
-        "providers": runs[0].providers,
-        "graphs": [vars(d) for d in report.graphs],
-        "answers": answers,
-        "host_copies_bytes": copied,
-        "cuda_graphs_replayed": replayed,
-        "budget": sample.budget,
-        "stages_ms": stages,
-        "stages_ms_by_budget": by_budget,
-        "stored_in": stored,
-        "decode_step_ms": stages["decode"] / steps,
-        "decode_steps": steps,
-    }
+def advice_of(settings: Settings) -> dict[str, str]:
+    """By step, what to do where it is wrong."""
+    return {name: step.advice for name, step in steps_of(settings).items()}
 
 
-def _stages_ms(pipe: Pipeline, sample: Sample, rounds: int) -> dict[str, float]:
-    """Each stage's median time, by the fit check's names."""
-    runs = [_ask(pipe, sample) for _ in range(rounds)]
-    found = stage_medians([r.timings_ms for r in runs])
-    found["decode, a token"] = found.pop("decode") / max(1, runs[0].decode_steps)
-    return found
+def _name_of(report: dict[str, Any]) -> str:
+    gpus = report["steps"]["driver"].get("gpus") or [{"name": "no gpu"}]
+    slug = "".join(c if c.isalnum() and c.isascii() else "-" for c in gpus[0]["name"].lower())
+    return f"gpu_check_{slug}_{report['when'][:10]}"
 
 
-def _store(bundle: Bundle, engine: Any, by_budget: dict[str, dict[str, float]]) -> str | None:
-    """Puts times beside the fit check's prediction, if built engines were measured; where."""
-    record = getattr(engine, "record", None)
-    if record is None:
-        return None
-    entry = {
-        "gpu": engine.device.driver.name,
-        "power_mode": look_around().power_mode,
-        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "stages_ms": by_budget,
-    }
+def _make(folder: Path) -> None:
     try:
-        store_measured(Bundle.open(bundle.root), record, entry)
-    except GeoMagError as e:  # a bundle may be read-only; the report has the times
-        return first_line(e)
-    return f"{record.folder}/{RECORD}"
-
-
-def _ask(pipe: Pipeline, sample: Sample) -> Result:
-    return pipe(
-        sample.image, sample.prompt, sample.budget, sample.max_new_tokens, sample.answer_prefix
-    )
-
-
-def _compare(
-    ours: Pipeline, theirs: Pipeline, sample: Sample, tolerance: Tolerance
-) -> dict[str, Any]:
-    """One question to both engines."""
-    a, b = _ask(ours, sample), _ask(theirs, sample)
-    ious = [mask_iou(x, y) for x, y in zip(a.masks, b.masks, strict=False)]
-    crop_px = (
-        float(np.abs(a.crop_boxes - b.crop_boxes).max(initial=0.0))
-        if a.crop_boxes.shape == b.crop_boxes.shape
-        else None
-    )
-    equal = a.token_ids == b.token_ids
-    wrong = None
-    if tolerance.tokens_equal and not equal:
-        wrong = f"other tokens than ort-cpu on {sample.prompt!r}"
-    elif len(a.masks) != len(b.masks) and equal:
-        wrong = f"{len(a.masks)} masks, ort-cpu has {len(b.masks)} on {sample.prompt!r}"
-    elif equal and ious and min(ious) < tolerance.mask_iou:
-        wrong = f"mask IoU {min(ious):.4f} with ort-cpu's on {sample.prompt!r}"
-    return {
-        "prompt": sample.prompt, "budget": sample.budget, "tokens_equal": equal,
-        "mask_iou": min(ious, default=None), "crop_px": crop_px, "wrong": wrong,
-    }  # fmt: skip
-
-
-def torch_decode(bundle: Bundle, checkpoint: Path | None, rounds: int) -> dict[str, Any]:
-    """One decode step of Hugging Face's model on this GPU, eager and compiled, float16, in ms."""
-    import torch
-    from transformers import DynamicCache
-
-    from geomag_edge.runtime.engines.torch_engine import TorchEngine
-
-    if not torch.cuda.is_available():
-        raise ImportError(f"torch {torch.__version__} has no CUDA here")
-    model = TorchEngine.open(bundle, "fp32", None, checkpoint).model.language_model
-    model = model.to("cuda", torch.float16)
-    past = max(b.visual_tokens for b in bundle.manifest.budgets.values()) + 64
-    hidden = bundle.manifest.decoder.hidden
-
-    def embeds(tokens: int) -> Any:
-        return torch.randn(1, tokens, hidden, device="cuda", dtype=torch.float16) * 0.02
-
-    def step_ms(call: Any) -> float:
-        cache = DynamicCache()
-        times = []
-        with torch.inference_mode():
-            call(inputs_embeds=embeds(past), past_key_values=cache, use_cache=True)
-            for i in range(rounds + 5):
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                token = embeds(1)
-                start.record()
-                call(inputs_embeds=token, past_key_values=cache, use_cache=True)
-                end.record()
-                end.synchronize()
-                if i >= 5:
-                    times.append(start.elapsed_time(end))
-        return median(times)
-
-    eager = step_ms(model)
-    return {"past_tokens": past, "eager_ms": eager, "compiled_ms": step_ms(torch.compile(model))}
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"cannot write to {folder}: {e.strerror or e}; give another -o") from e
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """Built engines, loaded and run by Polygraphy instead of our runtime, beside ONNX Runtime.
 
-    python -m geomag_edge.benchmarks.gpu.outside BUNDLE ENGINE PRECISION
-
 Each graph of a bundle's reference runs once for each profile of its engines, on the recorded
 inputs, and in ONNX Runtime on the CPU from the same precision's graphs. Where the chain is wrong
-and this is right, the fault lies in our buffers and streams and not in the engines. `gpu_check`
-runs it as one of its parts. A language model with a fixed cache is left out: its inputs are not the
-recorded ones. Needs a GPU, TensorRT and `pip install polygraphy`; prints one line of JSON.
+and this is right, the fault lies in our buffers and streams and not in the engines. A language
+model with a fixed cache is left out: its inputs are not the recorded ones. Needs a GPU, TensorRT
+and `pip install polygraphy`.
 
 State of proof: the comparison is tested with ONNX Runtime in Polygraphy's place; the names of
 Polygraphy that it uses are those of 0.53. It has not run on a GPU.
@@ -14,20 +12,14 @@ Polygraphy that it uses are those of 0.53. It has not run on a GPU.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geomag_edge.errors import GeoMagError, MissingExtraError
+from geomag_edge.errors import EngineError
 from geomag_edge.graphs import CHAIN, DYNAMIC, TOLERANCES
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engines.ort import OrtEngine
@@ -41,18 +33,24 @@ Run = Callable[[Path, int, Arrays], Mapping[str, NDArray[Any]]]
 """(engine file, profile, inputs) -> outputs."""
 
 
-def compared(bundle: Bundle, engine: str, precision: str, run: Run) -> dict[str, Any]:
-    """Every graph's error beside ONNX Runtime's outputs, relative to their largest magnitude.
+def compared(
+    bundle: Bundle, engine: str, precision: str, run: Run, graphs: Sequence[str] = CHAIN
+) -> dict[str, Any]:
+    """Each graph's error beside ONNX Runtime's outputs, relative to their largest magnitude.
 
     Raises:
         EngineError: the bundle has no such engines.
     """
-    record = built_by(bundle, engine, precision)[0]
+    record = next(
+        (r for r in built_by(bundle, engine, precision) if set(graphs) <= r.engines.keys()), None
+    )
+    if record is None:
+        raise EngineError(f"the bundle has no {precision} engines of {', '.join(graphs)}")
     samples = reference_of(bundle)
     reference = OrtEngine(bundle, precision, None)
     limit = TOLERANCES.get(precision, TOLERANCES["fp16"]).relative
     found: dict[str, float] = {}
-    for graph in CHAIN:
+    for graph in graphs:
         if graph == "llm" and record.options.get("cache") == FIXED:
             continue
         session = reference.session(graph)
@@ -101,46 +99,3 @@ def by_polygraphy(path: Path, profile: int, feeds: Arrays) -> Mapping[str, NDArr
     runner = TrtRunner(EngineFromBytes(path.read_bytes()), optimization_profile=profile)
     with runner:
         return {name: np.array(value) for name, value in runner.infer(feeds).items()}
-
-
-def in_a_process(bundle: Bundle, engine: str, precision: str) -> dict[str, Any]:
-    """`compared` by Polygraphy in a process of its own: it serves one flavour of TensorRT in each.
-
-    Raises:
-        MissingExtraError: Polygraphy is not installed.
-        EngineError: the bundle has no such engines.
-    """
-    if find_spec("polygraphy") is None:
-        raise MissingExtraError("polygraphy is not installed: pip install polygraphy")
-    built_by(bundle, engine, precision)
-    command = [sys.executable, "-m", __spec__.name, str(bundle.root), engine, precision]
-    flavour = {"POLYGRAPHY_USE_TENSORRT_RTX": "1" if engine == "tensorrt-rtx" else "0"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | flavour, timeout=900, check=False
-    )
-    try:
-        said: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
-        return {"ok": False, "wrong": last}
-    return said
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Compares and prints."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("engine", choices=("tensorrt", "tensorrt-rtx"))
-    parser.add_argument("precision")
-    args = parser.parse_args(argv)
-    try:
-        report = compared(Bundle.open(args.bundle), args.engine, args.precision, by_polygraphy)
-    except GeoMagError as e:
-        print(f"gpu_polygraphy: {e}", file=sys.stderr)
-        return 2
-    print(json.dumps(report))
-    return 0 if report["ok"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,6 +5,7 @@ Parts of `gpu_check`. The 16 windows and the image are those of the CPU's benchm
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from statistics import median
 from typing import Any
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 
 from geomag_edge.benchmarks.speed.psc_crop import MEAN_STD, SIDE, SIZE, cases
 from geomag_edge.cpp_ext import psc_crop
+from geomag_edge.cpp_ext.cuda_image import TOOLKIT, find_tool
 from geomag_edge.cpp_ext.twin import psc_crop_numpy
+from geomag_edge.errors import MissingExtraError
 from geomag_edge.runtime.engines.cuda.device import Device
 from geomag_edge.runtime.engines.cuda.driver import CudaDriver
 
@@ -79,6 +82,29 @@ def alone() -> None:
     made = _crop(device, scene(149, 211), TELLING, 50, "float32")
     expected = psc_crop_numpy(scene(149, 211), TELLING, MEAN_STD, 50)
     sys.exit(int(not np.abs(made - expected).max() <= TOLERANCE["float32"]))
+
+
+def sanitized() -> dict[str, Any]:
+    """`alone` in a process of its own, under compute-sanitizer's memcheck.
+
+    Raises:
+        MissingExtraError: there is no compute-sanitizer.
+    """
+    tool = find_tool("compute-sanitizer")
+    if tool is None:
+        raise MissingExtraError(
+            f"compute-sanitizer is not on PATH nor in {TOOLKIT}: it comes with the CUDA toolkit"
+        )
+    script = f"from {__name__} import alone; alone()"
+    done = subprocess.run(
+        [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = (done.stdout + done.stderr).strip().splitlines()[-20:] or ["it said nothing"]
+    ok = done.returncode == 0
+    return {"ok": ok, "wrong": None if ok else said[-1], "said": said}
 
 
 def touched_bytes(boxes: NDArray[np.float32], item: int) -> tuple[int, int]:

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from geomag_edge.errors import EngineError
-from geomag_edge.graphs import CHAIN, DYNAMIC, past_names, present_names
+from geomag_edge.graphs import CHAIN, DYNAMIC, ENCODER, past_names, present_names
 from geomag_edge.manifest import Bundle, DecoderShape
 from geomag_edge.runtime.engines.cuda.device import Device
 from geomag_edge.runtime.engines.cuda.driver import CudaDriver
@@ -57,6 +57,7 @@ class TensorRtEngine:
         bundle: the bundle.
         precision: which set of engines.
         device, flavour: where and by what to run; None for the first GPU and the installed module.
+        graphs: whose engines must be there.
 
     Raises:
         MissingExtraError: TensorRT or cuda-python is not installed.
@@ -74,6 +75,7 @@ class TensorRtEngine:
         precision: str,
         device: Device | None = None,
         flavour: Flavour | None = None,
+        graphs: Sequence[str] = CHAIN,
     ) -> None:
         self.name, self.bundle, self.precision = name, bundle, precision
         # What needs neither TensorRT nor a GPU is checked first.
@@ -81,16 +83,15 @@ class TensorRtEngine:
         self.flavour = flavour or load_flavour(FLAVOURS[name])
         self.device = device or Device(CudaDriver())
         self.device.driver.make_current()
-        self.record = fitting(records, self.flavour, self.device)
+        self.record = fitting(records, self.flavour, self.device, graphs)
         self.log = logger_of(self.flavour)
         self.runtime = self.flavour.module.Runtime(self.log)
         if self.record.options.get("version_compatible"):
             self.runtime.engine_host_code_allowed = True
         self.workspace = Workspace(self.device)
         self.workspace.of(_activation_bytes(self.record))
-        self.values = DeviceValues(
-            self.device, self.record.engines["encoder"][0].inputs[0]["dtype"]
-        )
+        views = bundle.record(ENCODER.name, precision, "tensorrt")["inputs"][0]
+        self.values = DeviceValues(self.device, views["dtype"])
 
     def session(self, graph: str) -> TensorRtSession:
         """Opens the engines of one graph, their files checked first."""

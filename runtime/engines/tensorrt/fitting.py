@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from geomag_edge.errors import EngineError
 from geomag_edge.graphs import CHAIN
@@ -34,8 +34,10 @@ def built_by(bundle: Bundle, name: str, precision: str) -> list[BuildRecord]:
     return found
 
 
-def fitting(records: Iterable[BuildRecord], flavour: Flavour, device: Device) -> BuildRecord:
-    """The first build that this GPU and this version of TensorRT load.
+def fitting(
+    records: Iterable[BuildRecord], flavour: Flavour, device: Device, graphs: Sequence[str] = CHAIN
+) -> BuildRecord:
+    """The first build of so many graphs that this GPU and this version of TensorRT load.
 
     Raises:
         EngineError: none does; says why not the last one.
@@ -55,7 +57,7 @@ def fitting(records: Iterable[BuildRecord], flavour: Flavour, device: Device) ->
                 f"the engines in {record.folder} are for GPUs of compute capability "
                 f"{', '.join(record.loads_on_sm)}, this {driver.name} has {sm}: {again}"
             )
-        elif absent := [graph for graph in CHAIN if graph not in record.engines]:
+        elif absent := [graph for graph in graphs if graph not in record.engines]:
             reason = f"{record.folder} has no engine of {', '.join(absent)}: {again}"
         elif record.options.get("stripped"):
             reason = (

@@ -13,13 +13,16 @@ import onnxruntime as ort
 import pytest
 
 from geomag_edge.benchmarks.gpu import outside as gpu_polygraphy
+from geomag_edge.benchmarks.gpu.child import in_a_process
 from geomag_edge.errors import BundleError, EngineError, MissingExtraError
 from geomag_edge.graphs import CHAIN, past_names, present_names
 from geomag_edge.manifest import Bundle, sha256_of
 from geomag_edge.runtime.chain.pipeline import Pipeline
+from geomag_edge.runtime.engines.tensorrt import engine as engine_module
 from geomag_edge.runtime.engines.tensorrt import log as log_module
 from geomag_edge.runtime.engines.tensorrt.cache import GrowingCache
 from geomag_edge.runtime.engines.tensorrt.engine import TensorRtEngine
+from geomag_edge.runtime.engines.tensorrt.record import load_records
 from tests.runtime.built import built, pipeline
 from tests.runtime.tensorrt_stand_in import VERSION
 
@@ -358,7 +361,24 @@ def test_polygraphy_has_the_names_that_are_used_and_says_when_it_cannot(opened, 
     assert "optimization_profile" in inspect.signature(trt.TrtRunner.__init__).parameters
     assert "serialized_engine" in inspect.signature(trt.EngineFromBytes.__init__).parameters
     bundle = built(opened, tmp_path / "b")
-    shutil.copytree(opened.root / "onnx", tmp_path / "b" / "onnx")
-    report = gpu_polygraphy.in_a_process(bundle, "tensorrt-rtx", "fp32")  # no real engines
-    assert not report["ok"]
-    assert "\n" not in report["wrong"]
+    for folder in ("onnx", "reference"):
+        shutil.copytree(opened.root / folder, tmp_path / "b" / folder)
+    settings = {"bundle": str(bundle.root), "precision": "fp32"}
+    report = in_a_process("polygraphy tensorrt-rtx embed", settings, 300)  # no real engines
+    assert (report["ran"], report["ok"]) == (True, False)
+    assert "\n" not in report["error"]
+
+
+def test_one_graph_may_be_asked_where_others_have_no_engines(
+    opened, tmp_path, device, make_tensorrt, monkeypatch
+):
+    bundle = built(opened, tmp_path / "b")
+    [record] = load_records(bundle)
+    del record.engines["encoder"]
+    monkeypatch.setattr(engine_module, "built_by", lambda *asked: [record])
+    flavour = make_tensorrt(device.driver)
+    with pytest.raises(EngineError, match="has no engine of encoder"):
+        TensorRtEngine("tensorrt-rtx", bundle, "fp32", device, flavour)
+    engine = TensorRtEngine("tensorrt-rtx", bundle, "fp32", device, flavour, ("embed",))
+    made = engine.session("embed").run({"input_ids": np.zeros((1, 3), np.int64)})
+    assert [a.shape[:2] for a in made.values()] == [(1, 3)]

@@ -276,13 +276,13 @@ def test_a_full_cache_and_a_past_of_another_length_are_refused(open_on, device, 
 
 
 def test_gpu_check_stores_its_times_with_the_engines(engines, device, make_tensorrt, tmp_path):
-    from geomag_edge.benchmarks.gpu_check import _store
+    from geomag_edge.benchmarks.gpu.engines import store
 
     bundle = Bundle.open(shutil.copytree(engines.root, tmp_path / "bundle"))
     flavour = make_tensorrt(device.driver)
     engine = TensorRtEngine("tensorrt-rtx", bundle, "fp32", device, flavour)
     times = {"pixel": {"encode": 1.5, "decode, a token": 0.2}}
-    assert _store(bundle, engine, times) == f"{PLACE}/build.json"
+    assert store(bundle, engine, times) == f"{PLACE}/build.json"
     [entry] = load_record(Bundle.open(bundle.root), "tensorrt-rtx", "fp32").measured
     assert (entry["gpu"], entry["stages_ms"]) == ("stand-in", times)
     again = Bundle.open(bundle.root)
