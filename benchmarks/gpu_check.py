@@ -37,7 +37,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from geomag_edge.benchmarks.gpu.child import Result, in_a_process
+from geomag_edge.benchmarks.gpu.child import in_a_process
+from geomag_edge.benchmarks.gpu.outcome import Result
 from geomag_edge.benchmarks.gpu.page import page_of, said, word
 from geomag_edge.benchmarks.gpu.steps import BUNDLE, Settings, Step, steps_of
 from geomag_edge.disk.staging import write_whole

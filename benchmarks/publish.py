@@ -22,7 +22,7 @@ def results_of(folder: Path) -> Path:
     return folder / "results" if checkout else Path("geomag_edge_results")
 
 
-RESULTS = results_of(Path(__file__).parent)
+RESULTS = results_of(Path(__file__).resolve().parent)
 
 
 def publish(report: dict[str, Any], page: str | None, folder: Path, name: str) -> None:

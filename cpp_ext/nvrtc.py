@@ -39,7 +39,7 @@ def cubin(name: str, source: bytes, headers: Mapping[str, bytes], architecture: 
     place = f"kernels/{_place(name, source, headers, architecture)}.cubin"
     code = kept(place, _MOST_BYTES)
     if code is None:
-        code = compiled(name, source, headers, f"sm_{architecture}")
+        code = compiled(name, source, headers, architecture)
         keep(place, code)
     return code
 
@@ -71,8 +71,8 @@ def compiler() -> dict[str, str]:
     return found
 
 
-def compiled(name: str, source: bytes, headers: Mapping[str, bytes], architecture: str) -> bytes:
-    """Machine code for `sm_NN`, or PTX for `compute_NN`.
+def compiled(name: str, source: bytes, headers: Mapping[str, bytes], architecture: int) -> bytes:
+    """Machine code for one architecture; see `cubin`.
 
     Raises:
         MissingExtraError: NVRTC is not installed.
@@ -89,7 +89,7 @@ def compiled(name: str, source: bytes, headers: Mapping[str, bytes], architectur
     if int(status):
         raise KernelError(f"NVRTC could not take {name}: {status}")
     try:
-        return _compile(nvrtc, program, name, architecture)
+        return _compile(nvrtc, program, name, f"sm_{architecture}")
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
@@ -103,21 +103,11 @@ def _compile(nvrtc: Any, program: Any, name: str, architecture: str) -> bytes:
         nvrtc.nvrtcGetProgramLog(program, log)
         lines = log.decode(errors="replace").strip(" \0\n").splitlines() or [str(status)]
         raise KernelError(f"NVRTC could not compile {name} for {architecture}: {lines[0]}")
-    kind = "CUBIN" if architecture.startswith("sm_") else "PTX"
-    status, length = getattr(nvrtc, f"nvrtcGet{kind}Size")(program)
+    status, length = nvrtc.nvrtcGetCUBINSize(program)
     code = b" " * length
-    if int(status) or int(getattr(nvrtc, f"nvrtcGet{kind}")(program, code)[0]) or not length:
+    if int(status) or int(nvrtc.nvrtcGetCUBIN(program, code)[0]) or not length:
         raise KernelError(f"NVRTC gave no code of {name} for {architecture}")
     return code
-
-
-def is_there() -> bool:
-    """Whether NVRTC can be called here."""
-    try:
-        _bindings()
-    except MissingExtraError:
-        return False
-    return True
 
 
 def _bindings() -> Any:

@@ -1,5 +1,6 @@
 """What a wheel of this repository holds, and that importing it puts nothing generic on the path."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,8 +15,8 @@ STAGES = ("model", "export", "runtime", "calibration", "cpp_ext", "benchmarks")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Names in the wheel that pip builds from a copy of the sources."""
+def wheel_file(tmp_path_factory):
+    """The wheel that pip builds from a copy of the sources."""
     source = tmp_path_factory.mktemp("source")
     skipped = shutil.ignore_patterns("__pycache__", "*.so", "*.fatbin")
     for folder in (*STAGES, "geomag_edge"):
@@ -30,7 +31,13 @@ def wheel(tmp_path_factory):
         check=True, timeout=300,
     )  # fmt: skip
     [path] = out.glob("geomag_edge-*.whl")
-    with zipfile.ZipFile(path) as archive:
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file):
+    """Names in the wheel."""
+    with zipfile.ZipFile(wheel_file) as archive:
         return archive.namelist()
 
 
@@ -123,3 +130,20 @@ def test_an_extra_for_a_cuda_holds_packages_of_that_cuda_alone():
     assert "cu12" not in thirteen
     assert "cuda-bindings==12." in twelve
     assert "nvidia-cuda-nvrtc-cu12" in twelve
+
+
+def test_gpu_check_runs_from_the_wheel_alone_and_writes_nothing_into_it(wheel_file, tmp_path):
+    site, here = tmp_path / "site", tmp_path / "here"
+    here.mkdir()
+    with zipfile.ZipFile(wheel_file) as archive:
+        archive.extractall(site)
+    before = sorted(site.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "geomag_edge.benchmarks.gpu_check"],
+        cwd=here, env={**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode in (0, 2), done.stderr
+    assert "WHAT TO DO NEXT" in done.stdout
+    assert sorted(p.suffix for p in here.iterdir()) == [".json", ".txt"]
+    assert sorted(site.rglob("*")) == before

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from geomag_edge.benchmarks.gpu.outcome import NotHere
 from geomag_edge.cpp_ext import cuda_image, nvrtc
-from geomag_edge.errors import EngineError
 from geomag_edge.printing import one_line
 from geomag_edge.runtime.engines.cuda import kernels
 from geomag_edge.runtime.engines.cuda.device import Device
@@ -28,12 +28,12 @@ def driver() -> dict[str, Any]:
     """The driver's library, asked without any package: its CUDA version and the GPUs it sees.
 
     Raises:
-        EngineError: no driver, or no GPU that it may use.
+        NotHere: no driver, or no GPU that it may use.
     """
     try:
         cuda = ctypes.CDLL(LIBRARY)
     except OSError as e:
-        raise EngineError(
+        raise NotHere(
             f"no NVIDIA driver here ({one_line(str(e), 120)}); install the driver, or start the "
             "container with --gpus all (on a Jetson --runtime nvidia)"
         ) from e
@@ -43,7 +43,7 @@ def driver() -> dict[str, Any]:
     if status == 0:
         status = cuda.cuDeviceGetCount(ctypes.byref(count))
     if status or not count.value:
-        raise EngineError(
+        raise NotHere(
             f"the NVIDIA driver finds no GPU (CUDA error {status or NO_DEVICE}); is "
             "CUDA_VISIBLE_DEVICES empty, may this user open /dev/nvidia* (on a Jetson: groups "
             "video and render), does dmesg say more?"

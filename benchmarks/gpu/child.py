@@ -15,31 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from geomag_edge.errors import GeoMagError
+from geomag_edge.benchmarks.gpu.outcome import Result, ran
 from geomag_edge.printing import one_line
 
 LINES_KEPT = 30
 GRACE_S = 10.0
 """Between asking a step that has run too long to say where it is, and ending it."""
-
-Result = dict[str, Any]
-
-
-def ran(act: Callable[[], Result]) -> Result:
-    """A step's result with `ran` and `ok`; one that cannot run here gives its reason instead."""
-    try:
-        result = act()
-    except (GeoMagError, ImportError) as e:
-        return {"ran": False, "reason": one_line(str(e) or type(e).__name__)}
-    except Exception as e:  # a crash is a wrong result, and must not hide the other steps
-        told = one_line(str(e))
-        return {"ran": True, "ok": False, "error": f"{type(e).__name__}: {told}".rstrip(": ")}
-    return {"ran": True, "ok": bool(result.pop("ok", True)), **result}
 
 
 def in_a_process(name: str, settings: Result, limit_s: float) -> Result:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from geomag_edge.errors import EngineError, GeoMagError
+from geomag_edge.benchmarks.gpu.outcome import NotHere
+from geomag_edge.errors import GeoMagError
 from geomag_edge.graphs import TOLERANCES, Tolerance
 from geomag_edge.manifest import Bundle
 from geomag_edge.printing import one_line
@@ -48,7 +49,8 @@ def build(bundle: Bundle, engine: str, precision: str, graph: str) -> dict[str, 
 
     Raises:
         MissingExtraError: this TensorRT is not installed.
-        EngineError: no target is for this TensorRT on this GPU, or its builder refuses the graph.
+        NotHere: no target is for this TensorRT on this GPU, or not in this precision.
+        EngineError: its builder refuses the graph.
     """
     flavour = load_flavour(FLAVOURS[engine])
     for record in load_records(bundle):
@@ -62,10 +64,12 @@ def build(bundle: Bundle, engine: str, precision: str, graph: str) -> dict[str, 
     )
     target = known().target(name)
     if target.flavour != flavour.name:
-        raise EngineError(
+        raise NotHere(
             f"no target is for {flavour.name} {flavour.version} on {machine.gpu} (sm "
             f"{machine.sm}): see `geomag-edge targets`"
         )
+    if not target.takes_precision(precision):
+        raise NotHere(f"target {name} takes {', '.join(target.dtypes)}, not {precision}")
     record, built = build_bundle(
         bundle, bundle.manifest, target, precision, machine, graphs=(graph,)
     )

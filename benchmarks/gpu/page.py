@@ -113,7 +113,7 @@ def next_of(report: Report, advice: Mapping[str, str]) -> list[str]:
     if not report["usable"] and report["running"] is None:
         todo.append(f"{_why_not(steps)}. Then run this again.")
     for name, step in steps.items():
-        if word(step) == "WRONG":
+        if word(step) == "WRONG" and (report["usable"] or name not in ("driver", "memory")):
             hint = f" - {advice[name]}" if advice.get(name) else ""
             todo.append(f"{name}: {said(step)}{hint}")
     root = {n: s for n, s in steps.items() if "blocked" not in s and n not in ("driver", "memory")}

@@ -7,16 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from geomag_edge.benchmarks.gpu import basics, engines, facts
+from geomag_edge.benchmarks.gpu.outcome import Result
 from geomag_edge.errors import MissingExtraError
 from geomag_edge.graphs import CHAIN
 from geomag_edge.manifest import Bundle
 from geomag_edge.runtime.engines.engine import GPU_ENGINES
 from geomag_edge.runtime.engines.tensorrt.fitting import FLAVOURS
-
-Result = dict[str, Any]
 
 BUNDLE = "bundle"
 """Among what a step needs: that a bundle was given."""

@@ -5,6 +5,7 @@ test where there is one.
 import ctypes
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np

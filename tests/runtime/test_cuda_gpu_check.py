@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from geomag_edge.benchmarks import gpu_check
-from geomag_edge.benchmarks.gpu import basics, child, engines, facts, page, steps
+from geomag_edge.benchmarks.gpu import basics, child, engines, facts, outcome, page, steps
 from geomag_edge.benchmarks.gpu import psc_crop as gpu_psc_crop
 from geomag_edge.benchmarks.gpu.steps import Settings, steps_of
 from geomag_edge.errors import EngineError, GeoMagError, MissingExtraError
@@ -176,7 +176,7 @@ def on_stand_in(monkeypatch, make_device):
 
 def here(name, step, settings):
     """A step in this process."""
-    return {**child.ran(lambda: step.act(settings)), "seconds": 0.1}
+    return {**outcome.ran(lambda: step.act(settings)), "seconds": 0.1}
 
 
 def test_every_step_is_run_or_says_why_not(bundle, small_scene, on_stand_in, monkeypatch):
@@ -305,7 +305,9 @@ def test_where_no_target_fits_the_build_says_so(rtx, monkeypatch):
     monkeypatch.setattr(
         engines, "look_around", lambda: replace(facts.look_around(), gpu="GH100", sm="9.0")
     )
-    with pytest.raises(EngineError, match=r"no target is for tensorrt_rtx .* on GH100 \(sm 9\.0\)"):
+    with pytest.raises(
+        outcome.NotHere, match=r"no target is for tensorrt_rtx .* on GH100 \(sm 9\.0\)"
+    ):
         engines.build(rtx, "tensorrt-rtx", "fp16", "embed")
 
 
@@ -340,16 +342,32 @@ def test_times_are_stored_beside_the_prediction(exported, tmp_path, capsys):
 
 
 def test_steps_that_fail_do_not_hide_each_other():
-    def cannot():
-        raise EngineError("no such thing\nsecond line")
+    def raising(error):
+        def act():
+            raise error
 
-    def crashes():
-        raise RuntimeError("boom\nsecond line")
+        return outcome.ran(act)
 
-    assert child.ran(cannot) == {"ran": False, "reason": "no such thing second line"}
+    for kind in (MissingExtraError, outcome.NotHere, ImportError):
+        assert raising(kind("none\nhere")) == {"ran": False, "reason": "none here"}
+    # Our own complaint of a GPU that failed is a wrong result, and none of a missing machine.
+    failed = {"ran": True, "ok": False, "error": "the GPU failed: ILLEGAL_ADDRESS"}
+    assert raising(EngineError("the GPU failed: ILLEGAL_ADDRESS")) == failed
     crashed = {"ran": True, "ok": False, "error": "RuntimeError: boom second line"}
-    assert child.ran(crashes) == crashed
-    assert child.ran(lambda: {"x": 1}) == {"ran": True, "ok": True, "x": 1}
+    assert raising(RuntimeError("boom\nsecond line")) == crashed
+    assert outcome.ran(lambda: {"x": 1}) == {"ran": True, "ok": True, "x": 1}
+
+
+def test_a_gpu_that_cannot_be_opened_is_wrong_and_comes_first(on_stand_in, monkeypatch):
+    def cannot():
+        raise EngineError("no usable NVIDIA driver and GPU here: OUT_OF_MEMORY")
+
+    monkeypatch.setattr(basics, "opened", cannot)
+    report = gpu_check.check(Settings(), "gpu_check", here)
+    assert not report["usable"]
+    assert page.word(report["steps"]["memory"]) == "WRONG"
+    assert report["steps"]["kernels compiled"]["reason"] == "needs 'memory', which is wrong"
+    assert page.next_of(report, {})[0].startswith("no usable NVIDIA driver and GPU here")
 
 
 def watched(code, tmp_path, limit_s=20.0):
@@ -484,7 +502,7 @@ def test_the_driver_is_asked_without_any_package(monkeypatch):
     }  # fmt: skip
     assert basics.driver() == {"cuda": "12.6", "gpus": [gpu]}
     monkeypatch.setattr(Cuda, "status", 100)
-    with pytest.raises(EngineError, match=r"finds no GPU \(CUDA error 100\).*groups video"):
+    with pytest.raises(outcome.NotHere, match=r"finds no GPU \(CUDA error 100\).*groups video"):
         basics.driver()
 
 
