@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from geomag_edge.benchmarks.gpu.outcome import NotHere
-from geomag_edge.errors import GeoMagError
+from geomag_edge.errors import GeoMagError, TargetError
 from geomag_edge.graphs import TOLERANCES, Tolerance
 from geomag_edge.manifest import Bundle
 from geomag_edge.printing import one_line
@@ -59,9 +59,11 @@ def build(bundle: Bundle, engine: str, precision: str, graph: str) -> dict[str, 
             files = [vars(f) | {"profiles": len(f.profiles)} for f in record.engines[graph]]
             return {"already": record.folder, "engines": [_built(f) for f in files]}
     machine = look_around()
-    name = choose_target(
-        replace(machine, versions={flavour.name: flavour.version}), known(), engines=True
-    )
+    own = replace(machine, versions={flavour.name: flavour.version})
+    try:
+        name = choose_target(own, known(), engines=True)
+    except TargetError as e:
+        raise NotHere(str(e)) from e
     target = known().target(name)
     if target.flavour != flavour.name:
         raise NotHere(
