@@ -305,9 +305,7 @@ def test_where_no_target_fits_the_build_says_so(rtx, monkeypatch):
     monkeypatch.setattr(
         engines, "look_around", lambda: replace(facts.look_around(), gpu="GH100", sm="9.0")
     )
-    with pytest.raises(
-        outcome.NotHere, match=r"no target is for tensorrt_rtx .* on GH100 \(sm 9\.0\)"
-    ):
+    with pytest.raises(outcome.NotHere, match=r"on GH100 \(sm 9\.0\)"):
         engines.build(rtx, "tensorrt-rtx", "fp16", "embed")
 
 
