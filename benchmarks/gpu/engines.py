@@ -159,6 +159,7 @@ def captures(bundle: Bundle, engine: str, precision: str) -> dict[str, Any]:
         "ok": same,
         "wrong": None if same else "other tokens once its calls were replayed as CUDA graphs",
         "cuda_graphs_replayed": replayed,
+        "providers": results[-1].providers,  # which say why a graph's calls are not replayed
         "notes": list(results[-1].notes),
     }
 

@@ -24,7 +24,7 @@ CPP_EXT = Path(geomag_edge.cpp_ext.__file__).parent
 
 FILES = {
     "tensorrt": sorted((ENGINES / "tensorrt").glob("*.py")),
-    "cuda": [ENGINES / "cuda/driver.py", CPP_EXT / "cuda.py", CPP_EXT / "cuda_image.py"],
+    "cuda": [ENGINES / "cuda/driver.py", CPP_EXT / "cuda.py", CPP_EXT / "nvrtc.py"],
 }
 
 MODULE = "the module"
