@@ -227,13 +227,14 @@ def test_an_engine_for_no_known_gpu_is_not_begun(machine, says):
     """Nor is "None" written for what it loads on."""
     target, flavour = find_target("datacenter"), Flavour("tensorrt", None, "11.0")
     with pytest.raises(EngineError, match=says):
-        _options_for(target, flavour, "fp16", BuildOptions(), machine)
+        _options_for(target, flavour, "fp16", BuildOptions(), machine, None)
 
 
 def test_an_engine_is_begun_where_cuda_works_and_nvidia_smi_is_missing():
     machine = Machine("linux", gpu="NVIDIA L4", sm="8.9")
     target, flavour = find_target("datacenter"), Flavour("tensorrt", None, "11.0")
-    assert _options_for(target, flavour, "fp16", BuildOptions(), machine) == BuildOptions()
+    options = BuildOptions(workspace_bytes=1 << 30)
+    assert _options_for(target, flavour, "fp16", options, machine, None) == options
 
 
 def test_a_full_tensorrt_target_says_what_is_missing_here():
