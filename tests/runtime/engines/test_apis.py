@@ -24,8 +24,11 @@ CPP_EXT = Path(geomag_edge.cpp_ext.__file__).parent
 
 FILES = {
     "tensorrt": sorted((ENGINES / "tensorrt").glob("*.py")),
-    "cuda": [ENGINES / "cuda/driver.py", CPP_EXT / "cuda.py", CPP_EXT / "nvrtc.py"],
-}
+    "cuda": [
+        ENGINES / "cuda/driver.py", ENGINES / "cuda/owned.py",
+        CPP_EXT / "cuda.py", CPP_EXT / "nvrtc.py",
+    ],
+}  # fmt: skip
 
 MODULE = "the module"
 RECEIVERS = {
