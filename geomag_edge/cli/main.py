@@ -42,6 +42,10 @@ def _run(argv: Sequence[str] | None, signals: Signals) -> int:
                 args = parsed(argv)
                 name, debug = f"geomag-edge {args.command}", args.debug
                 with alone(debug, last=argv is None):
+                    if getattr(args, "device_index", None) is not None:
+                        from geomag_edge.targets.cuda import use_gpu
+
+                        use_gpu(args.device_index)
                     code = args.handler(args) or 0
                     flush()
                     return code

@@ -7,9 +7,12 @@ no CUDA toolkit, and says what an engine will meet in this process and container
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from geomag_edge.errors import InputError
 
 LIBRARY = "libcuda.so.1"
 
@@ -32,6 +35,26 @@ class Gpu:
     sm: str
     memory_gb: float
     cuda: str
+
+
+def use_gpu(index: int) -> None:
+    """Makes one GPU the only one that this process and its children see, as CUDA itself offers it;
+    to be called before anything starts CUDA.
+
+    Args:
+        index: as CUDA counts the GPUs that the process sees so far.
+
+    Raises:
+        InputError: the process is shown fewer.
+    """
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = None if shown is None else [n.strip() for n in shown.split(",") if n.strip()]
+    if names is not None and index >= len(names):
+        raise InputError(
+            f"--device-index {index}: CUDA_VISIBLE_DEVICES={shown} shows this process "
+            f"{len(names)} GPUs, and the first is number 0"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(index) if names is None else names[index]
 
 
 def ask_cuda() -> Gpu | str:

@@ -1,6 +1,7 @@
 """What a machine is taken for: a target for every GPU and TensorRT, or a line that says why not."""
 
 import itertools
+import os
 import platform
 import shutil
 import subprocess
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geomag_edge.errors import TargetError
+from geomag_edge.cli.main import main
+from geomag_edge.errors import InputError, TargetError
 from geomag_edge.targets import cuda as asked
 from geomag_edge.targets import known
-from geomag_edge.targets.cuda import Gpu, ask_cuda, driver_cuda, newer_than_driver
+from geomag_edge.targets.cuda import Gpu, ask_cuda, driver_cuda, newer_than_driver, use_gpu
 from geomag_edge.targets.detect import Machine, choose_target, look_around
 
 FAMILIES = ["7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1"]
@@ -357,3 +359,31 @@ def test_a_driver_too_old_for_the_wheels_is_told_which_wheels(driver, monkeypatc
     driver(0)
     monkeypatch.setattr(asked, "version", lambda package: bindings)
     assert newer_than_driver() == says
+
+
+@pytest.mark.parametrize(
+    ("shown", "index", "left"),
+    [(None, 0, "0"), (None, 3, "3"), ("2,5", 1, "5"), (" GPU-a , GPU-b", 0, "GPU-a")],
+)
+def test_one_gpu_of_those_that_are_shown_is_left(monkeypatch, shown, index, left):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    use_gpu(index)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+
+
+@pytest.mark.parametrize("shown", ["", "2,5"])
+def test_a_gpu_that_is_not_shown_is_refused_in_one_line(monkeypatch, shown):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    with pytest.raises(InputError, match="--device-index 2: CUDA_VISIBLE_DEVICES=.* shows"):
+        use_gpu(2)
+
+
+def test_a_command_uses_the_gpu_that_it_is_told(monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,8")
+    assert main(["run", "none", "none.png", "ships", "--device-index", "1"]) == 2
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "8"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,8")
+    assert main(["build", "none", "--device-index", "2"]) == 2
+    assert "shows this process 2 GPUs" in capsys.readouterr().err

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 from geomag_edge.budgets import LEVELS
 from geomag_edge.cli.arguments import path, positive, text
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
-from geomag_edge.cli.commands.run import IMAGE_HELP, add_nodata_argument, add_threads_argument
+from geomag_edge.cli.commands.run import (
+    IMAGE_HELP,
+    add_gpu_argument,
+    add_nodata_argument,
+    add_threads_argument,
+)
 from geomag_edge.cli.console import counted, print_json, say, steps, tell
 from geomag_edge.disk.staging import write_whole
 from geomag_edge.errors import InputError, OutputError
@@ -56,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_nodata_argument(parser)
     parser.add_argument("--rounds", type=positive, default=15, metavar="N", help="(15)")
     add_threads_argument(parser)
+    add_gpu_argument(parser)
     parser.add_argument("--prompt", type=text, default=None, metavar="TEXT")
     parser.add_argument(
         "--answer-prefix", type=text, metavar="TEXT", help="what every answer starts with"

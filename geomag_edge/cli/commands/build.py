@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from geomag_edge.budgets import LEVELS
 from geomag_edge.cli.arguments import watts
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
+from geomag_edge.cli.commands.run import add_gpu_argument
 from geomag_edge.cli.commands.targets import add_catalog_argument
 from geomag_edge.cli.console import bar_of, print_json, say, steps, tell, terminal
 from geomag_edge.errors import FitError, MissingExtraError
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="D",
         help="check the fit on this device first (`geomag-edge targets`); exit 1 if it does not",
     )
+    add_gpu_argument(parser)
     parser.add_argument(
         "--watts", type=watts, metavar="W", help="the device's power mode (default: its largest)"
     )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomag_edge.cli.arguments import milliseconds, number, path, positive, text
+from geomag_edge.cli.arguments import milliseconds, number, path, positive, seed, text
 from geomag_edge.cli.bundle import add_bundle_argument, open_bundle
 from geomag_edge.cli.console import counted, print_json, say, show, steps
 from geomag_edge.errors import InputError, OutputError
@@ -42,6 +42,16 @@ def add_threads_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a graph")
 
 
+def add_gpu_argument(parser: argparse.ArgumentParser) -> None:
+    """`--device-index`, for every command that may use a GPU."""
+    parser.add_argument(
+        "--device-index",
+        type=seed,
+        metavar="N",
+        help="the GPU to use, as CUDA counts from 0; one process uses one",
+    )
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that choose what runs the graphs."""
     parser.add_argument(
@@ -60,6 +70,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "the int8 ones; with --engine auto, auto takes the fastest for each graph",
     )
     add_threads_argument(parser)
+    add_gpu_argument(parser)
     parser.add_argument(
         "--checkpoint", type=path, metavar="DIR", help="the bundle's checkpoint, for --engine torch"
     )
