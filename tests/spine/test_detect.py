@@ -376,7 +376,7 @@ def test_one_gpu_of_those_that_are_shown_is_left(monkeypatch, shown, index, left
 @pytest.mark.parametrize("shown", ["", "2,5"])
 def test_a_gpu_that_is_not_shown_is_refused_in_one_line(monkeypatch, shown):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-    with pytest.raises(InputError, match="--device-index 2: CUDA_VISIBLE_DEVICES=.* shows"):
+    with pytest.raises(InputError, match=r"--device-index 2: CUDA_VISIBLE_DEVICES=.* shows"):
         use_gpu(2)
 
 
