@@ -64,7 +64,8 @@ def make(rng: Generator, world: World, outside: Outside, folder: Path) -> Case:
 
 
 def _number(word: str) -> int:
-    last = word.rpartition("=")[2]
+    """What Python reads as a whole number: `1_000`, too."""
+    last = word.rpartition("=")[2].strip().replace("_", "")
     return int(last[:9]) if last.isdecimal() else 0
 
 
