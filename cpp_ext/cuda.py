@@ -249,7 +249,12 @@ def _kernel(device_id: int, name: str) -> Any:
     status, version = driver.cuDriverGetVersion()  # 13020 for CUDA 13.2
     fatbin = None if int(status) else find_fatbin(version // 1000)
     if fatbin is not None:
-        return ObjectCode.from_fatbin(str(fatbin)).get_kernel(name)
-    capability = Device(device_id).compute_capability
-    code = compile_cubin(10 * capability.major + capability.minor)
-    return ObjectCode.from_cubin(code).get_kernel(name)
+        code = ObjectCode.from_fatbin(str(fatbin))
+    else:
+        capability = Device(device_id).compute_capability
+        code = ObjectCode.from_cubin(compile_cubin(10 * capability.major + capability.minor))
+    try:
+        return code.get_kernel(name)
+    except Exception as cause:  # of a newer CUDA than the driver's, for one
+        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise KernelError(f"the driver does not load {name}: {first}") from cause

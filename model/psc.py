@@ -66,12 +66,13 @@ class PromptTower(nn.Module):
 
 
 class WindowSelection(nn.Module):
-    """Relevance map -> the K best windows: sums over all of them by two matrix products, then
-    unrolled greedy suppression.
+    """Relevance map -> the K best windows: sums over all of them, then unrolled greedy suppression.
 
-    A row of `spans` has ones where a window's rows (or columns) are, so the products only add, as
-    the numpy twin does: where sums are exact, equal windows tie in every engine. And no parser
-    makes a loop of them, as TensorRT's before 10.8 does of CumSum, which no CUDA graph may hold.
+    A row of `spans` has ones where a window's rows (or columns) are, so the sums only add, as the
+    numpy twin does: where they are exact, equal windows tie in every engine. And no parser makes a
+    loop of them, as TensorRT's before 10.8 does of CumSum, which no CUDA graph may hold. They are
+    no matrix products: beside half graphs, which keep them in float32, TensorRT for RTX has none
+    of these for compute capability 7.5.
     """
 
     def __init__(self, psc: PscSettings, grid: int):
@@ -107,9 +108,9 @@ class WindowSelection(nn.Module):
         """relevance [G,G], view_box [4] px -> boxes [K,4] px, scores [K]."""
         # Whole numbers, exact in half too.
         windows, side, spans = self.boxes.float(), self.side.float(), self.spans.float()
-        rows = spans @ relevance  # [Ns,G]
-        sums = (spans @ rows.T).T.reshape(-1)  # rows of one window, columns of another
-        scores = sums[self.places] / side
+        rows = (spans[:, :, None] * relevance).sum(1)  # [Ns,G]
+        sums = (rows[:, None] * spans).sum(2)  # [Ns,Ns], rows of one window, columns of another
+        scores = sums.reshape(-1)[self.places] / side
         area = side * side
         cell = (view_box[2] - view_box[0]) / self.grid
         origin = torch.cat([view_box[:2], view_box[:2]])

@@ -141,7 +141,6 @@ def _wide_nodes(model: ir.Model, half_ports: set[str], keep: frozenset[str]) -> 
             node.name in keep
             or node.domain not in ("", "com.microsoft")
             or node.op_type in WIDE
-            or _adds(node)
             or (node.op_type == "Cast" and not given)  # of whole numbers: positions, sizes
             or _fine(node)
             or (elementwise and any(v in sticky for v in given))
@@ -162,14 +161,6 @@ def _read_wide(value: ir.Value, wide: set[ir.Node], half_ports: set[str]) -> boo
     if value.is_graph_output() and value.name in half_ports:
         return False
     return all(node in wide for node, _ in value.uses())
-
-
-def _adds(node: ir.Node) -> bool:
-    """Whether a product is a sum: a constant of zeros and ones on its left, as of PSC's windows."""
-    left = node.inputs[0] if node.op_type == "MatMul" else None
-    if left is None or left.const_value is None or not left.is_initializer():
-        return False
-    return bool(np.isin(left.const_value.numpy(), (0, 1)).all())
 
 
 def _fine(node: ir.Node) -> bool:

@@ -149,9 +149,8 @@ class CudaDriver:
             from cuda.bindings import driver
         except ImportError as e:
             raise MissingExtraError(
-                "engines on an NVIDIA GPU need cuda-python: pip install 'cuda-core[cu13]' "
-                "nvidia-cuda-nvrtc, or 'cuda-core[cu12]' nvidia-cuda-nvrtc-cu12 for a driver of "
-                "CUDA 12"
+                "engines on an NVIDIA GPU need cuda-python: pip install 'geomag-edge[cuda]', or "
+                "'geomag-edge[cuda12]' for a driver of CUDA 12"
             ) from e
         if reason := newer_than_driver():
             raise MissingExtraError(reason)
@@ -250,20 +249,23 @@ class CudaDriver:
         """See `Driver`; the kernels are compiled at first use."""
         self.make_current()
         if kernel not in self._kernels:
-            self._kernels[kernel] = self._compiled().get_kernel(kernel)
+            self._kernels[kernel] = self._loaded(kernel)
         config = self._core.LaunchConfig(grid=blocks, block=threads)
         try:
             self._core.launch(self._stream, config, self._kernels[kernel], *arguments)
         except Exception as e:
             raise refused(f"launching {kernel}", first_line(e)) from e
 
-    def _compiled(self) -> Any:
+    def _loaded(self, kernel: str) -> Any:
         from geomag_edge.runtime.engines.cuda.kernels import compiled
 
         if self._module is None:
             major, minor = self.capability
             self._module = self._core.ObjectCode.from_cubin(compiled(10 * major + minor))
-        return self._module
+        try:
+            return self._module.get_kernel(kernel)
+        except Exception as e:  # of a newer CUDA than the driver's, for one
+            raise refused(f"loading {kernel}", first_line(e)) from e
 
     def crop(
         self,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from geomag_edge.errors import EngineError
+from geomag_edge.runtime.engines.cuda import kernels
 from geomag_edge.runtime.engines.cuda.device import Device
 from geomag_edge.runtime.engines.cuda.driver import SHARED_KEPT_BYTES, CudaDriver
 
@@ -139,17 +140,22 @@ class Bindings:
                 step("create_stream")
                 return Stream(self.streams.pop())
 
-        class Program:
-            def __init__(self, *arguments):
-                pass
+        class ObjectCode:
+            @staticmethod
+            def from_cubin(code):
+                return ObjectCode()
 
-            def compile(self, kind):
-                return types.SimpleNamespace(get_kernel=lambda name: name)
+            def get_kernel(self, name):
+                step("get_kernel")
+                return name
 
         return types.SimpleNamespace(
-            Device=Device, Program=Program, ProgramOptions=dict, LaunchConfig=dict,
-            EventOptions=dict, launch=lambda *a: step("launch"),
-        )  # fmt: skip
+            Device=Device,
+            ObjectCode=ObjectCode,
+            LaunchConfig=dict,
+            EventOptions=dict,
+            launch=lambda *a: step("launch"),
+        )
 
 
 @pytest.fixture
@@ -164,6 +170,7 @@ def make(monkeypatch):
         package.driver = bindings
         for name, module in {"cuda": cuda, "cuda.bindings": package}.items():
             monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(kernels, "compiled", lambda architecture: b"machine code")
         return CudaDriver(), bindings
 
     return made
@@ -352,3 +359,13 @@ def test_boxes_go_over_by_page_locked_memory(make, monkeypatch):
     driver.crop(image, np.array([[0, 0, 2, 2]], np.float32), np.ones((2, 3), np.float32), views)
     assert [a.shape for a in given[0][1:3]] == [(1, 4), (2, 3)]
     assert all(hasattr(a, "__cuda_array_interface__") for a in given[0][1:3])
+
+
+def test_kernels_that_the_driver_does_not_load_are_one_line(make):
+    driver, bindings = make()
+    bindings.fails["get_kernel"] = "CUDA_ERROR_NO_BINARY_FOR_GPU"
+    with pytest.raises(
+        EngineError, match=r"loading geomag_argmax_f32 failed: .*NO_BINARY"
+    ) as caught:
+        driver.launch("geomag_argmax_f32", 1, 1)
+    assert "\n" not in str(caught.value)
