@@ -78,6 +78,7 @@ class Raster:
         self.notes: list[str] = []
         database = database_note()  # before a CRS is read
         self._fill = checked_nodata(nodata)
+        self._hole: tuple[NDArray[Any], Valid] | None = None
         self._dataset = open_raster(name, self.notes)
         try:
             with reading(name, self.notes):
@@ -205,7 +206,7 @@ class Raster:
         valid = np.ones((height, width), bool)
         with self._reading():
             for chunk, hole in self._steps(level, window, factor):
-                part, part_valid = self._to_rgb(*self._values(level, _first(chunk, hole)))
+                part, part_valid = self._to_rgb(*self._values(level, _first(chunk, hole), hole))
                 if factor > 1:
                     part, part_valid = averaged(part, part_valid, factor)
                 r, c = (chunk[0] - row0) // factor, (chunk[1] - col0) // factor
@@ -257,8 +258,12 @@ class Raster:
             level.dataset = open_raster(self.name, self.notes, overview_level=level.overview)
         return level.dataset
 
-    def _values(self, level: Level, window: Rect) -> tuple[NDArray[Any], Valid]:
-        """Band values [C,h,w] as stored, and which pixels the file says hold data."""
+    def _values(self, level: Level, window: Rect, hole: bool = False) -> tuple[NDArray[Any], Valid]:
+        """Band values [C,h,w] as stored, and which pixels the file says hold data. A hole's pixel
+        is read once: all are alike, and GDAL makes a whole block for each."""
+        if hole:
+            self._hole = self._hole or self._values(level, window)
+            return self._hole
         ds = self._open(level)
         row0, col0, row1, col1 = window
         area = Window(col0, row0, col1 - col0, row1 - row0)
@@ -377,15 +382,15 @@ class Raster:
             return samples
         level = self.levels[0]
         for chunk, hole in self._steps(level, (0, 0, level.height, level.width), 1):
-            if samples := self._samples_of([(level, _first(chunk, hole))]):
+            if samples := self._samples_of([(level, _first(chunk, hole))], hole):
                 return samples
         raise nothing_valid(self.name)
 
-    def _samples_of(self, windows: list[tuple[Level, Rect]]) -> list[Sample]:
+    def _samples_of(self, windows: list[tuple[Level, Rect]], hole: bool = False) -> list[Sample]:
         """The same from some windows; none at all where these hold no data."""
         values, valid, edge = [], [], []
         for level, window in windows:
-            part, known = self._values(level, window)
+            part, known = self._values(level, window, hole)
             values.append(part.reshape(len(part), -1))
             valid.append((np.ones(part.shape[1:], bool) if known is None else known).reshape(-1))
             edge.append(frame(level.height, level.width, window).reshape(-1))
@@ -440,8 +445,7 @@ def _px(window: Rect) -> int:
 
 def _first(window: Rect, alone: bool) -> Rect:
     """The first pixel of a window, if it stands for all of them, or the window."""
-    row0, col0, _, _ = window
-    return (row0, col0, row0 + 1, col0 + 1) if alone else window
+    return (*window[:2], window[0] + 1, window[1] + 1) if alone else window
 
 
 def whole_factor(height: int, width: int) -> int:

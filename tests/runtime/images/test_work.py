@@ -82,3 +82,20 @@ def test_a_mask_of_a_question_is_bounded_too(tmp_path):
     path = sparse(tmp_path / "a.tif", 100_000, count=1)
     with pytest.raises(DatasetError, match="all of a mask are read"):
         LabelImage(path).area_px([1])
+
+
+def test_holes_of_large_blocks_are_read_once(tmp_path, monkeypatch):
+    """GDAL makes a whole block of 4,096 x 4,096 px for each, which took 24 s of a processor."""
+    large = {"blockxsize": 4096, "blockysize": 4096, "dtype": "uint16", "nodata": 0}
+    path = sparse(tmp_path / "a.tif", 65_536, **large)
+    read, real = [], raster.Raster._values
+
+    def values(self, level, window, hole=False):
+        if not (hole and self._hole):
+            read.append(window)
+        return real(self, level, window, hole)
+
+    monkeypatch.setattr(raster.Raster, "_values", values)
+    with pytest.raises(ImageError, match="has no valid pixel"):
+        Scene.open(path)
+    assert len(read) < 300  # 256 samples, and two for all holes
