@@ -21,7 +21,7 @@ Without a bundle only the steps before the engines run. What bounds the times: P
 step move bytes (pixels and views; weights and cache) and little else, so the device's memory is
 their floor.
 
-`gpu_check_GPU_DAY.json` and `.txt` are written after every step, so that they also tell of a
+`gpu_check_GPU_PRECISION_TIME.json` and `.txt` are written after every step, so they also tell of a
 machine that went down; the text, which begins with what to do next, is printed at the end. Exit
 code 0: nothing that ran was wrong; 1: something was; 2: no GPU that could be used, or bad usage.
 """
@@ -187,7 +187,8 @@ def advice_of(settings: Settings) -> dict[str, str]:
 def _name_of(report: dict[str, Any]) -> str:
     gpus = report["steps"]["driver"].get("gpus") or [{"name": "no gpu"}]
     slug = "".join(c if c.isalnum() and c.isascii() else "-" for c in gpus[0]["name"].lower())
-    return f"gpu_check_{slug}_{report['when'][:10]}"
+    when = report["when"][:19].replace(":", "").replace("T", "-")
+    return f"gpu_check_{slug}_{report['settings']['precision']}_{when}"
 
 
 def _make(folder: Path) -> None:

@@ -139,7 +139,7 @@ def _reasons(steps: Mapping[str, Report]) -> dict[str, list[str]]:
 
 def _of_machine(machine: Report) -> list[str]:
     """What of the machine's state spoils figures or builds."""
-    if not machine.get("ran"):
+    if not (machine.get("ran") and machine.get("ok")):
         return []
     found, seen = [], machine["seen"]
     mode = seen.get("power_mode")

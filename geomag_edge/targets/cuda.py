@@ -49,6 +49,8 @@ def use_gpu(index: int) -> None:
     """
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = None if shown is None else [n.strip() for n in shown.split(",") if n.strip()]
+    if names and "-1" in names:  # where CUDA stops reading
+        names = names[: names.index("-1")]
     if names is not None and index >= len(names):
         raise InputError(
             f"--device-index {index}: CUDA_VISIBLE_DEVICES={shown} shows this process "

@@ -520,3 +520,8 @@ def test_every_step_that_is_needed_comes_before(bundle):
     for name, step in steps_of(Settings()).items():
         assert set(step.needs) <= seen, name
         seen.add(name)
+
+
+def test_a_first_step_that_fails_does_not_end_the_page():
+    """A TensorRT that aborts when it is imported, say."""
+    assert page._of_machine({"ran": True, "ok": False, "error": "killed by signal 6"}) == []

@@ -373,7 +373,7 @@ def test_one_gpu_of_those_that_are_shown_is_left(monkeypatch, shown, index, left
     assert os.environ["CUDA_VISIBLE_DEVICES"] == left
 
 
-@pytest.mark.parametrize("shown", ["", "2,5"])
+@pytest.mark.parametrize("shown", ["", "2,5", "4,-1,7"])
 def test_a_gpu_that_is_not_shown_is_refused_in_one_line(monkeypatch, shown):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     with pytest.raises(InputError, match=r"--device-index 2: CUDA_VISIBLE_DEVICES=.* shows"):

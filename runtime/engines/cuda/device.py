@@ -44,6 +44,7 @@ class Device:
         self.to_device_bytes: Counter[str] = Counter()
         self.to_host_bytes: Counter[str] = Counter()
         self._host = _HostPool(driver)
+        self._adopted: list[Any] = []
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike, for_host: bool = False) -> DeviceArray:
         """An array with undefined content.
@@ -132,8 +133,10 @@ class Device:
     def sync(self) -> None:
         """Waits for the stream; staging memory can be used again."""
         done = self._host.take_returned()  # what other threads return from here on is waited for
+        adopted = len(self._adopted)
         self.driver.sync()  # the next time
         self._host.keep(done)
+        del self._adopted[:adopted]
 
     def adopt(self, value: Any) -> DeviceArray | None:
         """Another library's array in device memory (pycuda, CuPy, torch), without a copy.
@@ -156,6 +159,8 @@ class Device:
                 f"a device array {list(shape)} is not contiguous: make it so first, for example "
                 "by its contiguous() or ascontiguousarray"
             )
+        # Its own library would use the memory anew once it is let go, on a stream of its own.
+        self._adopted.append(value)
         return DeviceArray(self, pointer, shape, dtype, value)
 
     def copy(self, target: DeviceArray, source: DeviceArray) -> None:

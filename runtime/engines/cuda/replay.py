@@ -79,14 +79,18 @@ class Replays:
             for name, a in sorted(feeds.items())
         )
         recurs = key in self._recorded or (key in self._seen and self._work.recordable())
+        refusal = None
         if recurs and self.refused is None:
             try:
                 return self._copy_out(self._replay(key, feeds, keep), keep)
             except EngineError as e:
-                self.refuse(str(e))
+                refusal = str(e)
+                self._free()
         # What was done before a refusal is done again: a cache's new rows, too, which are the same.
         outputs = self._work.outputs_for(feeds, keep)
         self._work.enqueue(feeds, outputs, self._device.driver.stream)
+        if refusal is not None:  # a call that fails plainly, too, says nothing of recordings
+            self.refused = refusal
         if key not in self._seen:  # only now: what fails plainly, too, says nothing of recordings
             if len(self._seen) >= SHAPES_REMEMBERED:
                 self._seen.clear()
@@ -96,6 +100,9 @@ class Replays:
     def refuse(self, reason: str) -> None:
         """Runs plainly from now on; what the recordings held is free."""
         self.refused = reason
+        self._free()
+
+    def _free(self) -> None:
         with contextlib.suppress(EngineError):  # of a dead device the next call will tell
             self._device.sync()
         self._recorded.clear()

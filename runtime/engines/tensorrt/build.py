@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from geomag_edge.disk.staging import staged_file
 from geomag_edge.errors import EngineError
-from geomag_edge.runtime.engines.tensorrt.flavour import Flavour
+from geomag_edge.runtime.engines.tensorrt.flavour import Flavour, started
 from geomag_edge.runtime.engines.tensorrt.log import (
     BuilderMemory,
     builder_memory,
@@ -229,7 +229,7 @@ def _configure(module: Any, config: Any, options: BuildOptions, own: bool = True
 def _activations(flavour: Flavour, logger: Any, plan: Any, options: BuildOptions) -> list[int]:
     """Bytes of each profile as the engine itself says; nothing where it cannot be loaded, as on a
     machine without a GPU or with no room for it beside the builder."""
-    runtime = flavour.module.Runtime(logger)
+    runtime = started(flavour, lambda: flavour.module.Runtime(logger))
     if options.version_compatible:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)

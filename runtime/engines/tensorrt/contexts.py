@@ -2,8 +2,10 @@
 for RTX, which compiles kernels on the machine where an engine runs.
 
 Two things are said there. What was compiled is kept in the user's cache folder, so that the next
-process does not compile it again. And the language model's kernels are not specialised by shape: a
-growing cache has a new one at every step, and each would start a compilation of its own.
+process does not compile it again. And when kernels are specialised by shape: the language model's
+never, as a growing cache has a new one at every step, and each would start a compilation of its
+own; the others' at once, as by default (later, beside the work) a CUDA graph would hold the kernels
+that are to be replaced.
 """
 
 from __future__ import annotations
@@ -43,9 +45,10 @@ class Contexts:
             return
         self._config = engine.create_runtime_config()
         self._config.set_execution_context_allocation_strategy(self._strategy.USER_MANAGED)
-        if graph == "llm":
-            kinds = module.DynamicShapesKernelSpecializationStrategy
-            self._config.dynamic_shapes_kernel_specialization_strategy = kinds.NONE
+        kinds = module.DynamicShapesKernelSpecializationStrategy
+        self._config.dynamic_shapes_kernel_specialization_strategy = (
+            kinds.NONE if graph == "llm" else kinds.EAGER
+        )
         self._cache = self._config.create_runtime_cache()
         self._known = kernels_in(self._place)
         if self._known and not self._cache.deserialize(self._known):

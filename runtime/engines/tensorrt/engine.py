@@ -34,7 +34,7 @@ from geomag_edge.runtime.engines.sharing import has_threads
 from geomag_edge.runtime.engines.tensorrt.cache import FixedCache, GrowingCache
 from geomag_edge.runtime.engines.tensorrt.contexts import Contexts
 from geomag_edge.runtime.engines.tensorrt.fitting import FLAVOURS, built_by, fitting
-from geomag_edge.runtime.engines.tensorrt.flavour import Flavour, load_flavour
+from geomag_edge.runtime.engines.tensorrt.flavour import Flavour, load_flavour, started
 from geomag_edge.runtime.engines.tensorrt.log import first_error, logger_of, memory_ran_out
 from geomag_edge.runtime.engines.tensorrt.profiles import FIXED
 from geomag_edge.runtime.engines.tensorrt.record import BuildRecord, EngineFile
@@ -85,7 +85,7 @@ class TensorRtEngine:
         self.device.driver.make_current()
         self.record = fitting(records, self.flavour, self.device, graphs)
         self.log = logger_of(self.flavour)
-        self.runtime = self.flavour.module.Runtime(self.log)
+        self.runtime = started(self.flavour, lambda: self.flavour.module.Runtime(self.log))
         if self.record.options.get("version_compatible"):
             self.runtime.engine_host_code_allowed = True
         self.workspace = Workspace(self.device)
@@ -318,8 +318,10 @@ class TensorRtSession:
             self._device.sync()
         for contexts in self._contexts.values():
             contexts.keep()
+        # What was made from another goes before it: recordings, contexts, their kernels, engines.
+        self._replays, self._works = {}, {}
         self._contexts = {}
-        self._works, self._replays, self._engines, self._cache = {}, {}, None, None
+        self._engines = self._cache = None
 
 
 def _tensors(flavour: Flavour, engine: Any, mode: str) -> dict[str, np.dtype[Any]]:

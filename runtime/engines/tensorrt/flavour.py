@@ -6,8 +6,9 @@ Their APIs differ by version, so everything else asks for names and never for nu
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from geomag_edge.errors import EngineError, MissingExtraError
 from geomag_edge.targets import Target
@@ -26,6 +27,24 @@ class Flavour:
     name: str
     module: Any
     version: str
+
+
+T = TypeVar("T")
+
+
+def started(flavour: Flavour, make: Callable[[], T]) -> T:
+    """A builder or runtime, which starts CUDA.
+
+    Raises:
+        EngineError: it does not start; the bindings then raise a TypeError of their own.
+    """
+    try:
+        return make()
+    except (TypeError, RuntimeError) as e:
+        raise EngineError(
+            f"{flavour.name} {flavour.version} does not start here ({str(e).splitlines()[0]}): the "
+            "driver may be older than its CUDA, or the GPU's memory is full (nvidia-smi)"
+        ) from e
 
 
 def load_flavour(name: str) -> Flavour:

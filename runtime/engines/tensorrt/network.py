@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from geomag_edge.errors import EngineError
-from geomag_edge.runtime.engines.tensorrt.flavour import Flavour
+from geomag_edge.runtime.engines.tensorrt.flavour import Flavour, started
 from geomag_edge.runtime.engines.tensorrt.log import first_error, is_noise, logger_of, tidy
 
 
@@ -28,7 +28,7 @@ class Network:
         module = flavour.module
         self.flavour, self.path, self.logger = flavour, path, logger_of(flavour)
         self.logger.lines.clear()
-        self.builder = module.Builder(self.logger)
+        self.builder = started(flavour, lambda: module.Builder(self.logger))
         self.network = self.builder.create_network(_creation_flags(module))
         self._parser = module.OnnxParser(self.network, self.logger)
         try:

@@ -83,6 +83,7 @@ GUARDED = {
     ("IRuntimeConfig", "create_runtime_cache"): "IRuntimeCache",
     ("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"): "IRuntimeCache",
     ("DynamicShapesKernelSpecializationStrategy", "NONE"): "IRuntimeCache",
+    ("DynamicShapesKernelSpecializationStrategy", "EAGER"): "IRuntimeCache",
     ("IRuntimeCache", "deserialize"): "IRuntimeCache",
     ("IRuntimeCache", "serialize"): "IRuntimeCache",
     ("ICudaEngine", "create_runtime_config"): "IRuntimeCache",

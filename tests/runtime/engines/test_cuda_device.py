@@ -1,6 +1,8 @@
 """The device layer on a stand-in for CUDA that does everything late and overwrites freed memory."""
 
+import gc
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from geomag_edge.runtime.engines.cuda.driver import CudaDriver
 from geomag_edge.runtime.engines.cuda.feeds import on_device
 from geomag_edge.runtime.engines.cuda.replay import GRAPHS_KEPT, Replays
 from geomag_edge.runtime.engines.cuda.values import DeviceValues
+from geomag_edge.runtime.engines.tensorrt.flavour import Flavour, started
 from geomag_edge.runtime.images.scene import Scene
 from tests.runtime.late_cuda import CAPTURE, array_at
 
@@ -284,7 +287,8 @@ def test_what_cannot_be_recorded_or_replayed_runs_plainly(make_device, where, ke
 def test_a_call_that_fails_by_itself_says_nothing_of_recordings(device):
     work = Doubled(device)
     replays, x = Replays(device, work), device.upload(some(4), "x")
-    for work.broken in (True, True, False, False, False):
+    # First calls that fail, and a second one (its rehearsal, then the plain run, too).
+    for work.broken in (True, True, False, True, False, False):
         if work.broken:
             with pytest.raises(EngineError, match="no such shape"):
                 replays.run({"x": x}, frozenset())
@@ -412,3 +416,34 @@ def test_a_gpu_does_what_the_stand_in_does(picture):
     assert device.argmax(half.reshape(1, 1, -1)).numpy()[0, 0] == half.numpy().argmax()
     joined = device.stack([half[:10], half[20:30]])
     np.testing.assert_array_equal(joined.numpy()[1], half.numpy()[20:30])
+
+
+def test_another_librarys_array_is_held_until_its_reader_is_done(make_device):
+    """Else that library uses the memory anew, on a stream of its own, before it is read."""
+    device = make_device(late=True)
+    own = device.upload(np.arange(4, dtype=np.float32), "x")
+
+    class Foreign:
+        def __init__(self):
+            self.__cuda_array_interface__ = {
+                "data": (own.pointer, False), "shape": (4,), "typestr": "<f4", "strides": None,
+                "version": 3,
+            }  # fmt: skip
+
+    value = Foreign()
+    gone = weakref.ref(value)
+    adopted = device.adopt(value)
+    del value, adopted
+    gc.collect()
+    assert gone() is not None
+    device.sync()
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_runtime_that_does_not_start_is_one_line():
+    def make():
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with pytest.raises(EngineError, match=r"tensorrt 11\.0 does not start here .*older than"):
+        started(Flavour("tensorrt", None, "11.0"), make)

@@ -103,8 +103,8 @@ def test_full_tensorrt_of_later_versions_is_left_as_it_is():
     assert contexts.make() == ("context", Strategy.USER_MANAGED)
 
 
-@pytest.mark.parametrize(("graph", "kind"), [("llm", Kinds.NONE), ("encoder", Kinds.LAZY)])
-def test_the_language_models_kernels_are_not_specialised_by_shape(graph, kind):
+@pytest.mark.parametrize(("graph", "kind"), [("llm", Kinds.NONE), ("encoder", Kinds.EAGER)])
+def test_kernels_are_specialised_at_once_or_never_so_that_graphs_may_hold_them(graph, kind):
     engine, contexts = opened(graph)
     assert contexts.make() == ("context", engine.config)
     assert engine.config.strategy is Strategy.USER_MANAGED
