@@ -80,12 +80,6 @@ def build_bundle(
     job = _Job(bundle, manifest, target, precision, machine, flavour, options)
     job.check_precision()
     kept = {} if old is None else job.kept(old)
-    if old is not None and not kept and set(old.engines) - set(graphs):
-        raise EngineError(
-            f"the engines of {', '.join(sorted(set(old.engines) - set(graphs)))} in {job.inside} "
-            "were built otherwise (options, GPU, TensorRT's version or graphs) and would be lost: "
-            "build without --graph"
-        )
     plans = plans_of(manifest, target, graphs, options.cache)
     todo = [plan for plan in plans if job.file_of(plan) not in kept]
     if old is not None and not todo:
