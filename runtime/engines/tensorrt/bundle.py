@@ -60,7 +60,8 @@ def build_bundle(
         precision: which of the bundle's sets of graphs.
         machine: what this machine is, for the record.
         options: see `BuildOptions`; its `sm` default to the target's where there is no GPU to ask.
-        graphs: of `CHAIN`; engines of other graphs stay as they are.
+        graphs: of `CHAIN`; engines of other graphs stay where they were built with these options,
+            on this GPU, by this version, and go otherwise.
         fit: the prediction to store.
         progress: called as each engine's build starts.
         on_phase: the builder's own progress.
